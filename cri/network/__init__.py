@@ -1,0 +1,1 @@
+"""Pod networks: how a microVM's tap gets an address and reaches the world."""
