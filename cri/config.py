@@ -1,0 +1,275 @@
+"""The daemon's configuration; `hostlib.config` says how it is read."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hostlib import config, ids, log
+from hostlib.config import BadValue, setting
+
+SHAPE: Final = r"[1-9][0-9]?x[1-9][0-9]{1,6}"
+
+DEFAULT_FILE: Final = Path("/etc/thaw/config.toml")
+
+
+def default_guest_dir() -> Path:
+    """Where a checkout's build puts the guest, else where a package does."""
+    project = Path(__file__).resolve().parents[1]
+    if (project / "pyproject.toml").is_file():
+        return project / ".build" / "guest"
+    return Path("/usr/lib/thaw/guest")
+
+
+@dataclass(frozen=True)
+class Guest:
+    dir: Path = setting(
+        default_guest_dir(), "The folder with the guest's kernel, initramfs and rehearsal layer."
+    )
+    shapes: tuple[str, ...] = setting(
+        ("1x512", "2x2048", "4x4096", "8x16384"),
+        "The ladder of machine shapes, CPUSxMEMORY in MiB, smallest first. A pod gets the first\n"
+        "that holds what it asks for. Each is baked when it is first wanted.",
+        pattern=SHAPE,
+        pattern_hint='CPUSxMEMORY in MiB, for example "2x2048"',
+    )
+    default_shape: str = setting(
+        "2x2048",
+        "The shape of a pod that asks for no memory and no CPU; the pool keeps this one ready.",
+        pattern=SHAPE,
+        pattern_hint='CPUSxMEMORY in MiB, for example "2x2048"',
+    )
+
+    def validate(self) -> None:
+        if self.default_shape not in self.shapes:
+            raise BadValue(
+                "default_shape",
+                f"{self.default_shape!r} is not among shapes",
+                "one of: " + ", ".join(self.shapes),
+            )
+
+
+@dataclass(frozen=True)
+class Vm:
+    accel: str = setting(
+        "auto",
+        'The accelerator. "auto" takes KVM where it is proved to work, else TCG.',
+        choices=("auto", "kvm", "tcg"),
+    )
+    qemu: str = setting(
+        "qemu-system-x86_64", "The QEMU program: a name on PATH, or an absolute path."
+    )
+    rehearse: bool = setting(
+        True,
+        "Whether a VM lives one container's life before it waits in the pool: it costs half a\n"
+        "second of one core and, under TCG, 20 MB; pods start several times faster.",
+    )
+    slots: int = setting(
+        12, "How many image layers can be mounted in one pod.", minimum=1, maximum=24
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    size: int = setting(
+        2, "How many VMs of the default shape wait ready.", minimum=0, maximum=1000
+    )
+    max_memory_mib: int = setting(
+        4096,
+        "The pool restores no more VMs when its own would hold more private memory than this,\n"
+        "each counted with reserve_mib.",
+        minimum=0,
+    )
+    reserve_mib: int = setting(
+        64, "What one waiting VM is counted with (QEMU, shim, translated code).", minimum=1
+    )
+    parallel: int = setting(
+        1, "How many VMs are restored for the pool at a time.", minimum=1, maximum=64
+    )
+
+
+@dataclass(frozen=True)
+class Registry:
+    config_path: str = setting(
+        "",
+        "The folder with hosts.toml files, one folder for each registry, in containerd's form:\n"
+        "mirrors, plain http, private certificate authorities. Empty: none.",
+    )
+
+    def validate(self) -> None:
+        if self.config_path and not Path(self.config_path).is_absolute():
+            raise BadValue("config_path", "must be an absolute path", "begin it with /")
+
+
+@dataclass(frozen=True)
+class Images:
+    max_layers: int = setting(127, "More layers than this are refused.", minimum=1, maximum=1000)
+    max_image_gib: int = setting(
+        64, "An image that unpacks to more than this is refused.", minimum=1
+    )
+    max_files: int = setting(
+        4_000_000, "A layer with more entries than this is refused.", minimum=1
+    )
+    parallel: int = setting(
+        3, "How many layers are downloaded and converted at a time.", minimum=1, maximum=64
+    )
+    stall_seconds: float = setting(
+        60.0, "A transfer in which nothing arrives for so long is given up.", minimum=1.0
+    )
+    min_free_mib: int = setting(
+        256, "A pull is refused or ended when the disk would have less free.", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class Network:
+    cni_conf_dir: str = setting(
+        "/etc/cni/net.d",
+        "The folder with CNI configurations; the first by name is used. Empty, or a folder with\n"
+        "none in it: the built-in bridge.",
+    )
+    cni_bin_dirs: tuple[Path, ...] = setting(
+        (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for."
+    )
+    subnet: str = setting(
+        "10.88.0.0/16", "The built-in bridge's IPv4 subnet; its first address is the host's."
+    )
+    bridge: str = setting(
+        "",
+        "The built-in bridge's name. Empty: one made from the root's path, so that daemons with\n"
+        "different roots and subnets run side by side.",
+        pattern=r"[A-Za-z0-9_.-]{0,15}",
+        pattern_hint="at most 15 letters, digits, dots, dashes",
+    )
+    mtu: int = setting(1500, "The built-in network's MTU.", minimum=576, maximum=65535)
+    masquerade: bool = setting(True, "Whether pods reach the outside under the host's address.")
+    dns_servers: tuple[str, ...] = setting(
+        (), "Name servers of pods that name none themselves. Empty: the host's resolv.conf."
+    )
+
+    def validate(self) -> None:
+        try:
+            network = ipaddress.IPv4Network(self.subnet)
+        except ValueError as error:
+            raise BadValue("subnet", str(error), 'write "10.88.0.0/16"') from error
+        if network.prefixlen > 29:
+            raise BadValue("subnet", "too small for a pod", "a prefix of 29 or shorter")
+        for server in self.dns_servers:
+            try:
+                ipaddress.ip_address(server)
+            except ValueError as error:
+                raise BadValue("dns_servers", str(error), "write addresses, not names") from error
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    on_demand: bool = setting(
+        False,
+        "false: the default shape is baked as the daemon starts. true: not before a pod needs it.",
+    )
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    spawn_seconds: float = setting(
+        60.0, "How long a VM may take until it waits ready.", minimum=1.0
+    )
+    bind_seconds: float = setting(30.0, "How long the eight restore steps may take.", minimum=1.0)
+    bake_seconds: float = setting(600.0, "How long a bake may take.", minimum=10.0)
+    adopt_seconds: float = setting(
+        1.5, "How long one shim may take to answer a daemon that starts.", minimum=0.1
+    )
+    call_seconds: float = setting(60.0, "How long a shim may take for a plain call.", minimum=1.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    root: Path = setting(
+        Path("/var/lib/thaw"), "What is kept: images, snapshots, scratch disks, addresses."
+    )
+    state: Path = setting(
+        Path("/run/thaw"), "What a reboot may take: records, sockets, network namespaces."
+    )
+    listen: str = setting(
+        "unix:///run/thaw/thawd.sock",
+        "The socket that the kubelet and crictl connect to.",
+        pattern=r"unix:///.+",
+        pattern_hint='a unix socket: "unix:///run/thaw/thawd.sock"',
+    )
+    log_level: str = setting("info", "How much is logged.", choices=log.LEVELS)
+    cgroup_driver: str = setting(
+        "auto",
+        'What the kubelet is told. "auto": systemd where it runs, else cgroupfs.',
+        choices=("auto", "systemd", "cgroupfs"),
+    )
+    guest: Guest = field(default_factory=Guest)
+    vm: Vm = field(default_factory=Vm)
+    pool: Pool = field(default_factory=Pool)
+    registry: Registry = field(default_factory=Registry)
+    images: Images = field(default_factory=Images)
+    network: Network = field(default_factory=Network)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def validate(self) -> None:
+        # sun_path holds 108 bytes; the longest below state is vms/<8>/shim.sock.
+        for key, path in (
+            ("listen", self.socket_path),
+            ("state", self.state / "vms" / "00000000" / "shim.sock"),
+        ):
+            if len(str(path).encode()) > 107:
+                raise BadValue(key, f"{path} is longer than 107 bytes", "use a shorter path")
+        if self.root == self.state:
+            raise BadValue("state", "root and state must differ", "use another folder")
+
+    @property
+    def socket_path(self) -> Path:
+        """The path in `listen`."""
+        return Path(self.listen.removeprefix("unix://"))
+
+    @property
+    def instance(self) -> str:
+        """What marks this daemon's global names."""
+        return ids.instance_id(self.root)
+
+    @property
+    def bridge(self) -> str:
+        """The built-in bridge's name, made up where none is configured."""
+        return self.network.bridge or f"thaw{self.instance}"
+
+
+def load(file: Path | None, flags: dict[str, Any] | None = None) -> Config:
+    """The configuration; `DEFAULT_FILE` is read when no `file` is named and it exists.
+
+    Raises `hostlib.config.BadConfig`.
+    """
+    if file is None and DEFAULT_FILE.is_file():
+        file = DEFAULT_FILE
+    return config.load(Config, file=file, flags=flags)
+
+
+def check(file: Path) -> Config:
+    """What `thaw config check` does: the configuration, or `hostlib.config.BadConfig`."""
+    return config.load(Config, file=file)
+
+
+def commented_template() -> str:
+    """A configuration file with every setting explained and commented out."""
+    return config.template(
+        Config,
+        Config(),
+        (
+            "Configuration of thawd. Every setting is shown with its default.",
+            "Files in <this file>.d/*.toml override it, flags override both.",
+        ),
+    )
+
+
+def shape_size(shape: str) -> tuple[int, int]:
+    """The vCPUs and the MiB of memory of a shape."""
+    match = re.fullmatch(r"(\d+)x(\d+)", shape)
+    assert match is not None
+    return int(match.group(1)), int(match.group(2))
