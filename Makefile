@@ -1,0 +1,45 @@
+# Thaw's tasks; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
+
+.PHONY: help setup demo test lint unit e2e bench clean
+
+help: ## List the tasks
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: ## Install and build all that is missing (Debian packages, .venv, guest agent, guest image)
+	@tools/setup.sh
+
+demo: setup ## Show the main job on real components, from an image in a registry to a served page
+	@$(PYTHON) -m demo.demo
+
+test: lint unit e2e ## Everything: lint, types, import rules, unit and property tests, end-to-end tests
+
+lint: setup ## Formatting, lint, types and import rules of Python and Rust
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	cd guest_agent && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets -- -D warnings
+
+unit: setup ## Unit and property tests of Python and Rust
+	cd guest_agent && cargo test --quiet --release --locked
+	$(PYTEST)
+
+e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and crictl
+	@tools/crictl.sh
+	$(PYTEST) --timeout 300 e2e/tests
+
+bench: setup ## Measure, and write bench/results/*.json and a plot
+	$(PYTHON) -m bench
+
+clean: ## Remove all that was built (not what apt-get installed)
+	rm -rf .build .venv guest_agent/target e2e/evidence bench/results
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
