@@ -1,0 +1,1 @@
+"""The demo: images built from Debian packages, and the main job shown on real components."""
