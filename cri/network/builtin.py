@@ -1,0 +1,414 @@
+"""The embedded network: one bridge, a veth pair for each VM, addresses and host ports.
+
+Nothing is executed when a pod starts, unless it has host ports: links, addresses and neighbours go
+through netlink. In a VM's namespace the veth's end and the tap are joined (`netlink.join`), and the
+guest takes over the veth's MAC.
+
+Names: bridge ``thaw<instance>``, veth ``t<instance><vm>`` (15 characters, the kernel's limit), table
+``inet thaw-<instance>``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from cri.network import netlink, nft
+from cri.network.api import (
+    INTERFACE,
+    TAP,
+    Attachment,
+    Dns,
+    HostPort,
+    NetworkConfig,
+    PodIdentity,
+    Wire,
+)
+from cri.network.ipam import Address, Leases, parse_subnet
+from cri.network.nft import Published
+from hostlib import failpoint
+from hostlib.errors import FailedPrecondition, Internal, NotFound, ThawError
+
+log = logging.getLogger(__name__)
+
+KIND: Final = "builtin"
+_NUD_REACHABLE: Final = 0x02
+_MAX_PORT: Final = 65535
+
+
+def bridge_name(instance: str) -> str:
+    """The instance's bridge."""
+    return f"thaw{instance}"
+
+
+def link_name(instance: str, vm_id: str) -> str:
+    """The host's end of a VM's veth pair."""
+    return f"t{instance}{vm_id}"
+
+
+def mac_of(*parts: str) -> str:
+    """A locally administered unicast MAC, the same for the same parts."""
+    digest = hashlib.sha256("/".join(parts).encode()).digest()
+    return "02:" + ":".join(f"{byte:02x}" for byte in digest[:5])
+
+
+class BuiltinNetwork:
+    """`cri.network.api.PodNetwork` on a bridge of its own."""
+
+    kind = KIND
+
+    def __init__(self, config: NetworkConfig, instance: str, state: Path) -> None:
+        self._instance = instance
+        self._mtu = config.mtu
+        self._bridge = bridge_name(instance)
+        self._bridge_mac = mac_of(instance, "bridge")
+        self._leases = Leases(state / "network" / "leases", parse_subnet(config.subnet))
+        self._published: dict[str, tuple[str, Published]] = {}
+        self._prepared: set[str] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._nft_lock = asyncio.Lock()
+        self._host: AsyncIPRoute | None = None
+        self._bridge_index = 0
+        self._problem: tuple[str, str] | None = ("NetworkStarting", "the network is not up yet")
+
+    # Life of what all pods share.
+
+    async def start(self) -> None:
+        self._leases.load()
+        self._host = AsyncIPRoute()
+        try:
+            await failpoint.hit("network.start")
+            await self._make_bridge(self._host)
+            subnet = str(self._leases.subnet)
+            await nft.apply(nft.ruleset(self._instance, self._bridge, subnet))
+        except (ThawError, NetlinkError, OSError) as error:
+            failure = (
+                error
+                if isinstance(error, ThawError)
+                else netlink.as_error(error, f"set up bridge {self._bridge}")
+            )
+            self._problem = ("BridgeFailed", str(failure))
+            raise failure from error
+        self._problem = None
+
+    async def _make_bridge(self, host: AsyncIPRoute) -> None:
+        leases = self._leases
+        found = await netlink.link(host, self._bridge)
+        wanted = (str(leases.gateway), leases.subnet.prefixlen)
+        present = set()
+        async for message in await host.get_addr(family=socket.AF_INET):
+            local, length = message.get_attr("IFA_LOCAL"), message["prefixlen"]
+            if found is not None and message["index"] == found.index:
+                present.add((local, length))
+            elif ipaddress.IPv4Interface(f"{local}/{length}").network.overlaps(leases.subnet):
+                raise FailedPrecondition(
+                    f"subnet {leases.subnet} is in use on this host, by address {local}/{length}",
+                    hint="set network.subnet to a range that nothing else uses",
+                )
+        if found is None:
+            await host.link(
+                "add", ifname=self._bridge, kind="bridge", address=self._bridge_mac, mtu=self._mtu
+            )
+            found = await netlink.link(host, self._bridge)
+            if found is None:
+                raise Internal(f"bridge {self._bridge} vanished while it was set up")
+        for local, length in present - {wanted}:
+            if len(leases):
+                raise FailedPrecondition(
+                    f"network.subnet is {leases.subnet}, but pods live in that of {local}/{length}",
+                    hint="remove all pods before changing network.subnet",
+                )
+            await host.addr("del", index=found.index, address=local, prefixlen=length)
+        if wanted not in present:
+            await host.addr("add", index=found.index, address=wanted[0], prefixlen=wanted[1])
+        netlink.set_sysctl(f"net/ipv6/conf/{self._bridge}/disable_ipv6", "1")
+        netlink.set_sysctl(f"net/ipv4/conf/{self._bridge}/route_localnet", "1")
+        netlink.set_sysctl("net/ipv4/ip_forward", "1")
+        await host.link("set", index=found.index, state="up")
+        self._bridge_index = found.index
+
+    async def close(self) -> None:
+        try:
+            if self._host is not None:
+                await self.teardown_if_unused()
+        finally:
+            if self._host is not None:
+                self._host.close()
+                self._host = None
+            self._problem = ("NetworkClosed", "the daemon is going down")
+
+    async def teardown_if_unused(self) -> bool:
+        """Remove bridge and table, unless a pod holds an address or a VM a link; whether it did.
+
+        ``ip_forward`` stays as it is: who else relies on it is not known.
+        """
+        host = self._need_host()
+        if len(self._leases) or await self._own_links(host):
+            return False
+        await netlink.delete_link(host, self._bridge)
+        await nft.apply(nft.drop(self._instance))
+        return True
+
+    def ready(self) -> tuple[bool, str, str]:
+        return (True, "", "") if self._problem is None else (False, *self._problem)
+
+    # A VM's link.
+
+    async def prepare(self, vm_id: str, netns: Path) -> None:
+        async with self._locked(vm_id):
+            await self._prepare(vm_id, netns)
+
+    async def _prepare(self, vm_id: str, netns: Path) -> None:
+        if vm_id in self._prepared:
+            return
+        host = self._need_host()
+        name = link_name(self._instance, vm_id)
+        try:
+            # What a crash left half made is made anew.
+            await netlink.delete_link(host, name)
+            await failpoint.hit("network.prepare.link")
+            await self._add_link(host, name, vm_id, netns)
+            await failpoint.hit("network.prepare.join")
+            async with netlink.inside(netns, ipv6=False) as inner:
+                found = await netlink.links(inner)
+                if TAP not in found:
+                    raise Internal(f"the namespace of VM {vm_id} has no {TAP}")
+                await netlink.join(inner, found[INTERFACE], found[TAP])
+        except BaseException as error:
+            await self._remove_link(vm_id)
+            if isinstance(error, NetlinkError | OSError):
+                raise netlink.as_error(error, f"connect VM {vm_id} to the bridge") from error
+            raise
+        self._prepared.add(vm_id)
+
+    async def _add_link(self, host: AsyncIPRoute, name: str, vm_id: str, netns: Path) -> None:
+        try:
+            descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFound(f"VM {vm_id} has no network namespace at {netns}") from error
+        try:
+            await host.link(
+                "add",
+                ifname=name,
+                kind="veth",
+                mtu=self._mtu,
+                master=self._bridge_index,
+                peer={
+                    "ifname": INTERFACE,
+                    "net_ns_fd": descriptor,
+                    "address": mac_of(self._instance, vm_id),
+                    "mtu": self._mtu,
+                },
+            )
+        finally:
+            os.close(descriptor)
+        netlink.set_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+        made = await netlink.link(host, name)
+        if made is None:
+            raise Internal(f"link {name} vanished while it was set up")
+        await host.link("set", index=made.index, state="up")
+
+    async def _remove_link(self, vm_id: str) -> None:
+        self._prepared.discard(vm_id)
+        # The pair goes as one: its other end may be in a namespace that is gone.
+        await netlink.delete_link(self._need_host(), link_name(self._instance, vm_id))
+
+    async def discard(self, vm_id: str, netns: Path) -> None:
+        async with self._locked(vm_id):
+            await self._remove_link(vm_id)
+
+    # A pod's address and ports.
+
+    async def attach(
+        self,
+        vm_id: str,
+        netns: Path,
+        pod: PodIdentity,
+        *,
+        port_mappings: Sequence[HostPort] = (),
+        dns: Dns | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Attachment:
+        ports = [port for port in port_mappings if port.host_port]
+        async with self._locked(vm_id):
+            self._check_ports(ports, pod)
+            address: Address | None = None
+            try:
+                await self._prepare(vm_id, netns)
+                await failpoint.hit("network.attach.address")
+                address = self._leases.allocate(pod.id, vm_id)
+                await failpoint.hit("network.attach.link")
+                mac = mac_of(self._instance, vm_id)
+                await self._need_host().neigh(
+                    "replace",
+                    dst=str(address),
+                    lladdr=mac,
+                    ifindex=self._bridge_index,
+                    state=_NUD_REACHABLE,
+                )
+                await failpoint.hit("network.attach.ports")
+                if ports:
+                    await self._publish(pod, str(address), ports)
+                await failpoint.hit("network.attach.done")
+            except BaseException as error:
+                await self._undo(vm_id, pod, address)
+                if isinstance(error, NetlinkError | OSError):
+                    raise netlink.as_error(error, f"attach pod {pod.id}") from error
+                raise
+        gateway = str(self._leases.gateway)
+        return Attachment(
+            ips=(str(address),),
+            interface=INTERFACE,
+            guest={
+                "mac": mac,
+                "mtu": self._mtu,
+                "addresses": [f"{address}/{self._leases.subnet.prefixlen}"],
+                "routes": [{"dst": "0.0.0.0/0", "gateway": gateway}],
+                "neighbours": [{"ip": gateway, "mac": self._bridge_mac}],
+            },
+            opaque={
+                "kind": KIND,
+                "pod": pod.id,
+                "address": str(address),
+                "ports": [vars(port) for port in ports],
+            },
+        )
+
+    async def detach(self, vm_id: str, netns: Path, pod: PodIdentity, opaque: Wire) -> None:
+        async with self._locked(vm_id):
+            text = opaque.get("address")
+            await self._undo(vm_id, pod, Address(text) if text else None)
+
+    async def _undo(self, vm_id: str, pod: PodIdentity, address: Address | None) -> None:
+        """Take a pod out of the network. The address goes last: it must not be given to another
+        pod while a port or a neighbour entry still leads to this one."""
+        mine = {key for key, (owner, _) in self._published.items() if owner == pod.id}
+        if mine:
+            async with self._nft_lock:
+                rest = {k: v for k, v in self._published.items() if k not in mine}
+                await self._apply_ports(rest)
+        await failpoint.hit("network.detach.link")
+        await self._remove_link(vm_id)
+        await failpoint.hit("network.detach.address")
+        held = {lease.address for lease in self._leases.of_pod(pod.id)}
+        if address is not None and address not in held and self._leases.holder(address) is None:
+            held.add(address)
+        for each in held:
+            with contextlib.suppress(NetlinkError):
+                await self._need_host().neigh("del", dst=str(each), ifindex=self._bridge_index)
+            self._leases.release(each)
+
+    def _check_ports(self, ports: Sequence[HostPort], pod: PodIdentity) -> None:
+        """Refuse a port that another pod, or a process of the host, holds."""
+        for port in ports:
+            what = f"host port {port.host_port}/{port.protocol}"
+            for owner, other in self._published.values():
+                same = (other.port.protocol, other.port.host_port) == (
+                    port.protocol,
+                    port.host_port,
+                )
+                # No address means every address.
+                apart = other.port.host_ip and port.host_ip and other.port.host_ip != port.host_ip
+                if same and not apart and owner != pod.id:
+                    raise FailedPrecondition(
+                        f"{what} is taken by pod {owner}", hint="remove that pod first"
+                    )
+            if _is_bound(port):
+                raise FailedPrecondition(
+                    f"{what} is in use by a process on this host",
+                    hint=f"find it with: ss -lnp 'sport = {port.host_port}'",
+                )
+
+    async def _publish(self, pod: PodIdentity, address: str, ports: Sequence[HostPort]) -> None:
+        async with self._nft_lock:
+            # Once more, now that nobody else can publish.
+            self._check_ports(ports, pod)
+            added = {p.key: (pod.id, p) for p in (Published(port, address) for port in ports)}
+            await self._apply_ports(self._published | added)
+
+    async def _apply_ports(self, wanted: dict[str, tuple[str, Published]]) -> None:
+        await nft.apply(nft.publish(self._instance, (p for _, p in wanted.values())))
+        self._published = wanted
+
+    # After a crash.
+
+    async def reconcile(self, live: Mapping[str, Wire]) -> None:
+        host = self._need_host()
+        held: set[Address] = set()
+        published: dict[str, tuple[str, Published]] = {}
+        for vm_id, opaque in live.items():
+            if opaque.get("kind") != KIND:
+                continue
+            address = Address(opaque["address"])
+            held.add(address)
+            self._leases.claim(address, opaque["pod"], vm_id)
+            for port in opaque.get("ports", ()):
+                entry = Published(HostPort(**port), str(address))
+                published[entry.key] = (opaque["pod"], entry)
+        async with self._nft_lock:
+            await self._apply_ports(published)
+        await failpoint.hit("network.reconcile.links")
+        for vm_id in await self._own_links(host):
+            if vm_id in live:
+                # A pooled VM's link may be half made: prepare makes it anew when it is taken.
+                if live[vm_id]:
+                    self._prepared.add(vm_id)
+            else:
+                await self._remove_link(vm_id)
+        await failpoint.hit("network.reconcile.addresses")
+        for lease in self._leases.all():
+            if lease.address not in held:
+                log.info("address %s of a pod that is gone is free again", lease.address)
+                self._leases.release(lease.address)
+
+    async def _own_links(self, host: AsyncIPRoute) -> list[str]:
+        """The VM ids behind this instance's veth links."""
+        prefix = link_name(self._instance, "")
+        return [
+            name[len(prefix) :] for name in await netlink.links(host) if name.startswith(prefix)
+        ]
+
+    def _need_host(self) -> Any:
+        if self._host is None:
+            raise FailedPrecondition("the network is not started")
+        return self._host
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, vm_id: str) -> AsyncIterator[None]:
+        """One operation at a time for each VM; the lock lives as long as someone wants it."""
+        lock = self._locks.setdefault(vm_id, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(vm_id, None)
+
+
+def _is_bound(port: HostPort) -> bool:
+    """Whether a process of the host listens on the port; a check, since forwarding needs no
+    listener. SCTP is not checked: Python cannot open it everywhere."""
+    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+    if port.protocol not in kinds or not 0 < port.host_port <= _MAX_PORT:
+        return False
+    with socket.socket(socket.AF_INET, kinds[port.protocol]) as probe:
+        if port.protocol == "tcp":
+            # Connections that only linger in TIME_WAIT do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((port.host_ip or "0.0.0.0", port.host_port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
