@@ -186,9 +186,7 @@ def _build(schema: type[Any], prefix: tuple[str, ...], values: _Values) -> Any:
             try:
                 arguments[field.name] = _check(kind, value, field.metadata)
             except BadValue as bad:
-                raise BadConfig(
-                    f"{origin}: {'.'.join(key)}: {bad.message}", hint=bad.hint
-                ) from bad
+                raise BadConfig(f"{origin}: {'.'.join(key)}: {bad.message}", hint=bad.hint) from bad
     built = schema(**arguments)
     validate = getattr(built, "validate", None)
     if validate is not None:

@@ -17,8 +17,8 @@
     └── Internal              a defect of Thaw
 
 A package derives its own errors from these leaves. ``code`` is the name of a gRPC status code; the
-gRPC server maps it in one place. Causes are kept with ``raise ... from``; ``asyncio.CancelledError``
-is never wrapped.
+gRPC server maps it in one place. Causes are kept with ``raise ... from``, and
+``asyncio.CancelledError`` is never wrapped.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A failpoint costs one dictionary look-up while none is armed. They are armed by the environment
 variable ``THAW_FAILPOINTS`` (``name=action;name=action``) or by `arm`, and by the file that
-``THAW_FAILPOINTS_FILE`` names, which is read anew when it changes, so that a test can arm a point in
-a process that already runs. Actions:
+``THAW_FAILPOINTS_FILE`` names, which is read anew when it changes, so that a test can arm a point
+in a process that already runs. Actions:
 
 ``error``, ``error(TEXT)``   raise `Injected`
 ``delay(SECONDS)``           sleep, without blocking the event loop

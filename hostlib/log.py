@@ -11,20 +11,15 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 class _Formatter(logging.Formatter):
-    converter = time.gmtime
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        # The name is logging's; RFC 3339 with milliseconds, in UTC.
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", self.converter(record.created))
-        return f"{stamp}.{int(record.msecs):03d}Z"
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
 
 
 def setup(level: str, *, process: str) -> None:
     """Send this process's log to standard error, marked with the name of the `process`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _Formatter(f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s")
-    )
+    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "qemu", "pyroute2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -44,9 +44,7 @@ def find(program: str, *, package: str) -> str:
     """The path of `program`. Raises `FailedPrecondition`, naming the Debian `package`."""
     path = shutil.which(program, path=ENVIRONMENT["PATH"])
     if path is None:
-        raise FailedPrecondition(
-            f"{program} is not installed", hint=f"apt-get install {package}"
-        )
+        raise FailedPrecondition(f"{program} is not installed", hint=f"apt-get install {package}")
     return path
 
 

@@ -1,0 +1,58 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from hostlib import ids, linux
+
+
+def test_a_sealed_memfd_cannot_be_changed() -> None:
+    descriptor = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(descriptor, b"base")
+        assert not linux.is_sealed(descriptor)
+        linux.seal(descriptor)
+        assert linux.is_sealed(descriptor)
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"evil", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_process_is_known_by_its_start() -> None:
+    assert linux.start_time(os.getpid()) == linux.start_time(os.getpid())
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert linux.start_time(child) is None, "a zombie is dead"
+    os.waitpid(child, 0)
+
+
+def test_errors_carry_errno_and_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        linux.open_tree(str(tmp_path / "absent"))
+
+
+def test_a_tree_can_be_attached_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from/file").write_text("here")
+    (tmp_path / "to").mkdir()
+    descriptor = linux.open_tree(str(tmp_path / "from"))
+    try:
+        linux.move_mount(descriptor, str(tmp_path / "to"))
+    finally:
+        os.close(descriptor)
+    try:
+        assert (tmp_path / "to/file").read_text() == "here"
+    finally:
+        linux.umount(str(tmp_path / "to"))
+
+
+def test_ids_are_what_they_say(tmp_path: Path) -> None:
+    assert ids.is_object_id(ids.new_object_id())
+    assert ids.is_vm_id(ids.new_vm_id())
+    assert not ids.is_object_id("../" + "a" * 61)
+    assert ids.instance_id(tmp_path) != ids.instance_id("/")
