@@ -74,9 +74,7 @@ class Vm:
 
 @dataclass(frozen=True)
 class Pool:
-    size: int = setting(
-        2, "How many VMs of the default shape wait ready.", minimum=0, maximum=1000
-    )
+    size: int = setting(2, "How many VMs of the default shape wait ready.", minimum=0, maximum=1000)
     max_memory_mib: int = setting(
         4096,
         "The pool restores no more VMs when its own would hold more private memory than this,\n"

@@ -1,0 +1,133 @@
+"""The one place where an outcome becomes a gRPC status and a line of the log.
+
+A call that changes something is shielded: when its client goes away it is carried to its end, since
+the kubelet comes back with the same names and must find it done, not half done. Calls that only read
+end with their client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from hostlib.errors import Internal, ThawError
+from hostlib.tasks import Tasks
+
+log = logging.getLogger("cri.calls")
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+Handler = Callable[[Q], Awaitable[R]]
+
+# The kubelet and crictl ask these every second.
+QUIET: Final = frozenset(
+    {
+        "Version",
+        "Status",
+        "RuntimeConfig",
+        "ListPodSandbox",
+        "ListContainers",
+        "ListImages",
+        "PodSandboxStatus",
+        "ContainerStatus",
+        "ImageStatus",
+        "ImageFsInfo",
+        "Pool",
+        "Trace",
+    }
+)
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """The code and the text that a client gets for `error`."""
+    if isinstance(error, ThawError):
+        code = getattr(grpc.StatusCode, error.code, grpc.StatusCode.INTERNAL)
+        return code, str(error)
+    return grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}: {error}"
+
+
+class Boundary:
+    """Runs handlers; owns those that outlive their client."""
+
+    def __init__(self) -> None:
+        self._tasks = Tasks()
+
+    def unary(self, name: str, handler: Handler[Q, R]) -> Callable[[Q, Any], Awaitable[R]]:
+        """`handler` as a gRPC method."""
+        reading = name in QUIET
+
+        async def call(request: Q, context: grpc.aio.ServicerContext[Q, R]) -> R:
+            started = time.monotonic()
+            try:
+                if reading:
+                    response = await handler(request)
+                else:
+                    response = await self._shielded(name, handler, request)
+            except asyncio.CancelledError:
+                log.info("%s: the client went away", name)
+                raise
+            except Exception as error:  # the boundary: everything becomes a status here
+                code, text = self._failed(name, error, started)
+                await context.abort(code, text)
+                raise
+            log.log(
+                logging.DEBUG if reading else logging.INFO,
+                "%s: ok, %.0f ms",
+                name,
+                (time.monotonic() - started) * 1000,
+            )
+            return response
+
+        return call
+
+    async def _shielded(self, name: str, handler: Handler[Q, R], request: Q) -> R:
+        async def carry() -> R:
+            return await handler(request)
+
+        task = asyncio.create_task(carry(), name=name)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._tasks.start(self._outlive(name, task), f"{name} without its client")
+            raise
+
+    async def _outlive(self, name: str, task: asyncio.Task[Any]) -> None:
+        started = time.monotonic()
+        try:
+            await task
+        except Exception as error:  # the boundary: nobody else hears of it
+            self._failed(f"{name} (client gone)", error, started)
+        else:
+            log.info("%s (client gone): ok", name)
+
+    def _failed(
+        self, name: str, error: BaseException, started: float
+    ) -> tuple[grpc.StatusCode, str]:
+        code, text = status_of(error)
+        known = isinstance(error, ThawError) and type(error) is not Internal
+        log.log(
+            logging.DEBUG if name in QUIET and known else logging.WARNING,
+            "%s: %s: %s (%.0f ms)",
+            name,
+            code.name,
+            text,
+            (time.monotonic() - started) * 1000,
+            exc_info=None if known or isinstance(error, ThawError) else error,
+        )
+        return code, text
+
+    async def drain(self, timeout: float) -> None:
+        """Wait for calls whose client went away, `timeout` seconds at most; then end them."""
+        deadline = time.monotonic() + timeout
+        while len(self._tasks) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await self._tasks.close()
