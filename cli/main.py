@@ -1,0 +1,76 @@
+"""The `thaw` command: parses the command line and hands over to the verb's module."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+from cli import show
+from cli.client import default_address
+from hostlib.errors import ThawError
+
+VERBS: Final = (
+    "doctor",
+    "bake",
+    "pull",
+    "images",
+    "pods",
+    "ps",
+    "logs",
+    "exec",
+    "run",
+    "rm",
+    "config",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of every verb; each verb's module adds its own in `add_arguments`."""
+    main_parser = argparse.ArgumentParser(
+        prog="thaw", description="Run pods as microVMs thawed from baked snapshots."
+    )
+    main_parser.add_argument(
+        "--address",
+        default=default_address(),
+        metavar="unix:///PATH",
+        help="thawd's socket (THAW_ADDRESS, else %(default)s)",
+    )
+    verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        module = import_module(f"cli.verb_{verb}")
+        verb_parser = verbs.add_parser(
+            verb, help=module.HELP, description=module.__doc__ or module.HELP
+        )
+        module.add_arguments(verb_parser)
+        verb_parser.set_defaults(run=module.run)
+    return main_parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point; ends the process with the verb's exit code.
+
+    0 success, 1 failure, 2 wrong usage, 130 interrupted; `exec` and `run` give their command's own.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except ThawError as error:
+        show.error(error)
+        code = 1
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output went away; nothing may be flushed into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
