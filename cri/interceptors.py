@@ -1,7 +1,7 @@
 """The one place where an outcome becomes a gRPC status and a line of the log.
 
-A call that changes something is shielded: when its client goes away it is carried to its end, since
-the kubelet comes back with the same names and must find it done, not half done. Calls that only read
+A call that changes something is shielded: when its client goes away it is carried to its end,
+since the kubelet comes back with the same names and must find it done, not half done. Calls that only read
 end with their client.
 """
 

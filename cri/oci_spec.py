@@ -1,4 +1,4 @@
-"""From CRI's ContainerConfig to the OCI runtime spec that the guest agent carries out: pure functions.
+"""From CRI's ContainerConfig to the OCI runtime spec of the guest agent: pure functions.
 
 The rules are containerd's (internal/cri/server/container_create.go, internal/cri/opts) where CRI
 leaves a choice; docs/protocol.md lists the subset of the specification that the agent knows. What
@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 
 from cri.api import v1_pb2 as v1
 from cri.capabilities import capabilities
-from cri.seccomp import profile
 from hostlib.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 SHARE: Final = "/run/thaw/share"
@@ -115,8 +114,6 @@ def build(
         security.capabilities.add_ambient_capabilities,
         privileged=security.privileged,
     )
-    if not security.privileged and _wants_seccomp(security):
-        linux["seccomp"] = profile(frozenset(caps["bounding"]))
     spec = {
         "ociVersion": "1.2.0",
         "process": {
@@ -167,6 +164,7 @@ def _check(config: v1.ContainerConfig) -> None:
         raise Unimplemented(f"CDI device {config.CDI_devices[0].name} is not supported")
     if security.HasField("selinux_options") and security.selinux_options.type:
         raise Unimplemented("SELinux options are not supported", hint=OTHER_RUNTIME)
+    _check_seccomp(security)
     apparmor = security.apparmor
     if (
         apparmor.profile_type == v1.SecurityProfile.Localhost
@@ -175,19 +173,16 @@ def _check(config: v1.ContainerConfig) -> None:
         raise Unimplemented("AppArmor profiles do not apply inside a microVM", hint=OTHER_RUNTIME)
 
 
-def _wants_seccomp(security: v1.LinuxContainerSecurityContext) -> bool:
-    if security.HasField("seccomp"):
-        if security.seccomp.profile_type == v1.SecurityProfile.Localhost:
-            raise Unimplemented(
-                f"seccomp profile {security.seccomp.localhost_ref}: localhost profiles are not"
-                " supported yet",
-                hint="use RuntimeDefault or Unconfined",
-            )
-        return security.seccomp.profile_type == v1.SecurityProfile.RuntimeDefault
-    path = security.seccomp_profile_path
-    if path.startswith("localhost/"):
-        raise Unimplemented("localhost seccomp profiles are not supported yet")
-    return path in ("runtime/default", "docker/default")
+def _check_seccomp(security: v1.LinuxContainerSecurityContext) -> None:
+    # What RuntimeDefault means is the runtime's to say: inside a microVM it is no filter, since the
+    # kernel that the container could attack serves its own pod alone.
+    localhost = security.seccomp.profile_type == v1.SecurityProfile.Localhost
+    if localhost or security.seccomp_profile_path.startswith("localhost/"):
+        name = security.seccomp.localhost_ref or security.seccomp_profile_path
+        raise Unimplemented(
+            f"seccomp profile {name}: localhost profiles are not supported yet",
+            hint="use RuntimeDefault or Unconfined",
+        )
 
 
 def arguments(config: v1.ContainerConfig, image: ImageConfig) -> list[str]:
@@ -259,9 +254,14 @@ def user(security: v1.LinuxContainerSecurityContext, image_user: str) -> dict[st
 
 
 def _namespaces(options: v1.NamespaceOption) -> list[dict[str, str]]:
-    pid = {"type": "pid"} if options.pid == v1.CONTAINER else {"type": "pid", "path": "pod"}
     ipc = {"type": "ipc"} if options.ipc == v1.CONTAINER else {"type": "ipc", "path": "pod"}
-    return [pid, ipc, {"type": "uts", "path": "pod"}, {"type": "mount"}, {"type": "cgroup"}]
+    return [
+        {"type": "pid"},
+        ipc,
+        {"type": "uts", "path": "pod"},
+        {"type": "mount"},
+        {"type": "cgroup"},
+    ]
 
 
 def _resources(resources: v1.LinuxContainerResources) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the start of a pod spends its time: the last starts, kept in memory, served by Thaw.Trace."""
+"""Where the start of a pod spends its time: the last starts, in memory, for Thaw.Trace."""
 
 from __future__ import annotations
 

@@ -1,0 +1,86 @@
+"""One microVM as the daemon holds it, and what a shim and the zygote do for it.
+
+`Shim` and `Zygote` are what the daemon needs of the shim protocol (docs/shim-protocol.md); the real
+ones are in `cri.shims`, and tests have theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from shim.records import ContainerRecord, PodRecord
+
+Wire = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """How a command ended."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Shim(Protocol):
+    """A connected shim. Every method raises `ThawError`; `Unavailable` when the shim is gone."""
+
+    @property
+    def closed(self) -> asyncio.Event:
+        """Set when the connection is over: the shim is dead, or let go."""
+        ...
+
+    async def describe(self) -> Wire: ...
+    async def ram(self) -> tuple[str, int]: ...
+    async def bind(
+        self, pod: PodRecord, network: Wire, identity: Wire, cgroup: str | None
+    ) -> Wire: ...
+    async def pod_stop(self) -> None: ...
+    async def container_create(
+        self,
+        container: ContainerRecord,
+        spec: Wire,
+        layers: Sequence[Mapping[str, str]],
+        mounts: Sequence[Mapping[str, Any]],
+        fds: Sequence[int],
+    ) -> None: ...
+    async def container_start(self, container_id: str) -> int: ...
+    async def container_stop(self, container_id: str, number: int, timeout: float) -> None: ...
+    async def container_remove(self, container_id: str) -> None: ...
+    async def container_reopen_log(self, container_id: str) -> None: ...
+    async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult: ...
+    async def shutdown(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Zygote(Protocol):
+    """The process from which shims and bakes are forked."""
+
+    async def spawn(self, vm_id: str, folder: Path, config: Wire, ram: int) -> Shim:
+        """A shim whose VM waits, paused. Raises what the shim reports when it fails."""
+        ...
+
+    def bake(self, shape: str) -> AsyncIterator[Wire]:
+        """The events of a bake; the last one is ``baked``. Raises what the bake reports."""
+        ...
+
+    async def load(self, path: Path) -> tuple[str, int]: ...
+    async def verify(self, key: str, ram: int) -> bool: ...
+
+
+@dataclass
+class Vm:
+    """A microVM: pooled, bound to a pod, or one whose shim is gone (`shim` is None)."""
+
+    id: str
+    folder: Path
+    netns: Path
+    shape: str
+    key: str
+    shim: Shim | None
+    shim_pid: int = 0
+    shim_start_time: int = 0
