@@ -35,7 +35,7 @@ def default_address() -> str:
 def translate(error: grpc.RpcError, address: str) -> errors.ThawError:
     """The `ThawError` behind a failed call."""
     # Every RpcError of a call that was made is a Call too; the two have no common type.
-    call = cast(grpc.Call, error)
+    call = cast("grpc.Call", error)
     code = call.code().name
     details = call.details() or code
     if code == "UNAVAILABLE" and re.search(r"connect|No such file|socket", details):
