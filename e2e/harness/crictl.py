@@ -1,0 +1,57 @@
+"""The real crictl, as built by tools/crictl.sh."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+from e2e.harness.daemon import PROJECT, Daemon
+from hostlib.process import ENVIRONMENT
+
+PROGRAM: Final = PROJECT / ".build" / "bin" / "crictl"
+
+
+class Crictl:
+    """crictl against one daemon, with a configuration of its own."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        subprocess.run([str(PROJECT / "tools" / "crictl.sh")], check=True)
+        self.folder = daemon.folder
+        self.config = daemon.folder / "crictl.yaml"
+        # YAML reads JSON.
+        self.config.write_text(
+            json.dumps(
+                {
+                    "runtime-endpoint": daemon.address,
+                    "image-endpoint": daemon.address,
+                    "timeout": 120,
+                }
+            )
+        )
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run crictl; AssertionError with its stderr where it fails and `check` is set."""
+        done = subprocess.run(
+            [str(PROGRAM), "--config", str(self.config), *argv],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+            env={**ENVIRONMENT, "HOME": str(self.folder)},
+        )
+        assert done.returncode == 0 or not check, (argv, done.stdout, done.stderr)
+        return done
+
+    def out(self, *argv: str) -> str:
+        return self.run(*argv).stdout.strip()
+
+    def json(self, *argv: str) -> Any:
+        return json.loads(self.out(*argv, "--output", "json"))
+
+    def write(self, name: str, document: dict[str, Any]) -> str:
+        """A configuration file for crictl; its path."""
+        path: Path = self.folder / name
+        path.write_text(json.dumps(document))
+        return str(path)

@@ -1,0 +1,10 @@
+"""The references of the test images, and a command that does nothing for long."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SHELL: Final = "registry.test/demo/shell:latest"
+NGINX: Final = "registry.test/demo/nginx:latest"
+WEBAPP: Final = "registry.test/demo/webapp:latest"
+SLEEP: Final = ("/bin/sleep", "1000000")

@@ -1,0 +1,99 @@
+"""Debian's docker-registry on loopback, with its own configuration and storage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from demo import oci
+from e2e.harness.waiting import until
+from hostlib.errors import FailedPrecondition
+from hostlib.process import ENVIRONMENT
+
+HOST = "registry.test"
+"""The name under which images are pulled; hosts.toml leads to the loopback port."""
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Registry:
+    """A registry process; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        program = shutil.which("docker-registry", path=ENVIRONMENT["PATH"])
+        if program is None:
+            raise FailedPrecondition("docker-registry is not installed", hint="make setup")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "registry.json"
+        # YAML reads JSON.
+        config.write_text(
+            json.dumps(
+                {
+                    "version": 0.1,
+                    "log": {"level": "warn", "accesslog": {"disabled": True}},
+                    "storage": {
+                        "filesystem": {"rootdirectory": str(self.folder / "storage")},
+                        "delete": {"enabled": True},
+                    },
+                    "http": {"addr": f"127.0.0.1:{self.port}"},
+                }
+            )
+        )
+        with (self.folder / "registry.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, "serve", str(config)], stdout=log, stderr=log, env=dict(ENVIRONMENT)
+            )
+        until("the registry answers", self._answers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError((self.folder / "registry.log").read_text()[-2000:])
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/v2/", trust_env=False).status_code == 200
+        return False
+
+    def push(self, image: oci.Image, repository: str, tag: str = "latest") -> str:
+        """Push, and return the reference to pull it by."""
+        oci.push(image, self.url, repository, tag)
+        return f"{HOST}/{repository}:{tag}"
+
+    def write_hosts(self, folder: Path) -> None:
+        """Write the hosts.toml that leads `HOST` here, in containerd's form."""
+        place = folder / HOST
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "hosts.toml").write_text(
+            f'server = "{self.url}"\n\n[host."{self.url}"]\ncapabilities = ["pull", "resolve"]\n'
+        )

@@ -1,0 +1,143 @@
+"""Fixtures: the images, a registry, daemons; evidence on failure; a leak scan after every test."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import images as demo_images
+from demo import oci
+from e2e.harness.crictl import Crictl
+from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness.refs import NGINX, SHELL, WEBAPP
+from e2e.harness.registry import Registry
+
+EVIDENCE = PROJECT / "e2e" / "evidence"
+_OUTCOME = pytest.StashKey[dict[str, bool]]()
+_subnets = iter(range(60, 250))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    item.stash.setdefault(_OUTCOME, {})[report.when] = report.failed
+
+
+def keep_evidence(request: pytest.FixtureRequest, daemon: Daemon) -> None:
+    """Copy logs, consoles and records of a daemon beside the tests, named by the test."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", request.node.nodeid.rpartition("/")[2])
+    target = EVIDENCE / name / daemon.folder.name
+    for source in daemon.folder.rglob("*"):
+        relative = source.relative_to(daemon.folder)
+        if relative.parts[0] == "root" or not source.is_file() or source.stat().st_size > 1 << 24:
+            continue
+        place = target / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+
+
+def failed(request: pytest.FixtureRequest) -> bool:
+    return any(request.node.stash.get(_OUTCOME, {}).values())
+
+
+@pytest.fixture(scope="session")
+def built() -> dict[str, oci.Image]:
+    """The images, by repository."""
+    return demo_images.built(PROJECT / ".build")
+
+
+@pytest.fixture(scope="session")
+def workspace() -> Iterator[Path]:
+    """A folder with a short name, since socket paths hold 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="thaw-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def registry(workspace: Path, built: dict[str, oci.Image]) -> Iterator[Registry]:
+    """A registry that holds the images."""
+    with Registry(workspace / "registry") as running:
+        for repository, image in built.items():
+            running.push(image, repository)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def _shared(workspace: Path, registry: Registry) -> Iterator[Daemon]:
+    running = Daemon(workspace / "shared", registry, subnet="10.59.0.0/16")
+    try:
+        running.start()
+        for image in (SHELL, NGINX, WEBAPP):
+            running.client.pull_image(image)
+        yield running
+    finally:
+        left = running.destroy()
+        running.erase()
+    assert not left, left
+
+
+@pytest.fixture
+def daemon(_shared: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """The daemon that tests share which do it no harm; each leaves it without pods."""
+    yield _shared
+    _shared.remove_pods()
+    if failed(request):
+        keep_evidence(request, _shared)
+    assert not _shared.bound_vms()
+    assert not _shared.client.containers()
+
+
+@pytest.fixture
+def make_daemon(
+    workspace: Path, registry: Registry, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Daemon]]:
+    """A maker of daemons that the test may harm; each is destroyed, and its leaks are failures."""
+    made: list[Daemon] = []
+
+    def make(
+        *,
+        settings: Mapping[str, Any] | None = None,
+        root: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Daemon:
+        number = next(_subnets)
+        daemon = Daemon(
+            workspace / f"d{number}",
+            registry,
+            settings=settings,
+            root=root,
+            subnet=f"10.{number}.0.0/16",
+            environment=environment,
+        )
+        made.append(daemon)
+        return daemon
+
+    yield make
+    left: list[str] = []
+    for daemon in made:
+        left += daemon.destroy()
+        if left or failed(request):
+            keep_evidence(request, daemon)
+        daemon.erase()
+        shutil.rmtree(daemon.folder, ignore_errors=True)
+    assert not left, left
+
+
+@pytest.fixture
+def own(make_daemon: Callable[..., Daemon]) -> Daemon:
+    """A daemon of this test's own, started, with the shell image."""
+    made = make_daemon().start()
+    made.client.pull_image(SHELL)
+    return made
+
+
+@pytest.fixture
+def crictl(daemon: Daemon) -> Crictl:
+    return Crictl(daemon)
