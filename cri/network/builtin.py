@@ -4,8 +4,8 @@ Nothing is executed when a pod starts, unless it has host ports: links, addresse
 through netlink. In a VM's namespace the veth's end and the tap are joined (`netlink.join`), and the
 guest takes over the veth's MAC.
 
-Names: bridge ``thaw<instance>``, veth ``t<instance><vm>`` (15 characters, the kernel's limit), table
-``inet thaw-<instance>``.
+Names: bridge ``thaw<instance>``, veth ``t<instance><vm>`` (15 characters, the kernel's limit),
+table ``inet thaw-<instance>``.
 """
 
 from __future__ import annotations
@@ -139,6 +139,10 @@ class BuiltinNetwork:
         await host.link("set", index=found.index, state="up")
         self._bridge_index = found.index
 
+    def has_leases(self) -> bool:
+        """Whether pods of an earlier daemon may be on the bridge."""
+        return self._leases.exist()
+
     async def close(self) -> None:
         try:
             if self._host is not None:
@@ -225,7 +229,7 @@ class BuiltinNetwork:
         # The pair goes as one: its other end may be in a namespace that is gone.
         await netlink.delete_link(self._need_host(), link_name(self._instance, vm_id))
 
-    async def discard(self, vm_id: str, netns: Path) -> None:
+    async def discard(self, vm_id: str, netns: Path) -> None:  # noqa: ARG002
         async with self._locked(vm_id):
             await self._remove_link(vm_id)
 
@@ -238,8 +242,8 @@ class BuiltinNetwork:
         pod: PodIdentity,
         *,
         port_mappings: Sequence[HostPort] = (),
-        dns: Dns | None = None,
-        annotations: Mapping[str, str] | None = None,
+        dns: Dns | None = None,  # noqa: ARG002
+        annotations: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> Attachment:
         ports = [port for port in port_mappings if port.host_port]
         async with self._locked(vm_id):
@@ -286,7 +290,13 @@ class BuiltinNetwork:
             },
         )
 
-    async def detach(self, vm_id: str, netns: Path, pod: PodIdentity, opaque: Wire) -> None:
+    async def detach(
+        self,
+        vm_id: str,
+        netns: Path,  # noqa: ARG002
+        pod: PodIdentity,
+        opaque: Wire,
+    ) -> None:
         async with self._locked(vm_id):
             text = opaque.get("address")
             await self._undo(vm_id, pod, Address(text) if text else None)
@@ -408,7 +418,7 @@ def _is_bound(port: HostPort) -> bool:
             # Connections that only linger in TIME_WAIT do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((port.host_ip or "0.0.0.0", port.host_port))
+            probe.bind((port.host_ip, port.host_port))
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False

@@ -144,3 +144,7 @@ class Leases:
     def holder(self, address: Address) -> Lease | None:
         """The lease of an address."""
         return self._held.get(address)
+
+    def exist(self) -> bool:
+        """Whether there are records at all, `load`ed or not."""
+        return any(self._folder.glob(f"[0-9]*{_SUFFIX}"))

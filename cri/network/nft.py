@@ -1,6 +1,6 @@
 """The nftables table of one instance: masquerade, host ports, and what keeps loopback closed.
 
-One table, ``inet thaw-<instance>``, holds everything, so that removing the table removes every trace.
+One table, ``inet thaw-<instance>``, holds everything, so that removing it removes every trace.
 Host ports are elements of two maps; a pod without host ports needs no change here. Each change is
 one transaction of ``nft -f -``: all of it happens or none.
 """
@@ -48,12 +48,13 @@ def ruleset(instance: str, bridge: str, subnet: str) -> str:
     """Make or renew the table; the elements of its maps stay.
 
     - A pod's traffic to the outside leaves with the host's address.
-    - What comes back through the bridge to a host port (from the host's own loopback, or from a pod)
+    - What goes through a host port to the bridge (from the host's own loopback, or from a pod)
       leaves with the bridge's address, else the answer would go another way.
     - Host ports on 127.0.0.1 need route_localnet on the bridge, and that would open the host's
       loopback to pods: so packets for 127.0.0.0/8 that come from the bridge are dropped first.
     """
     name = table(instance)
+    outside = f"{{ {subnet}, 224.0.0.0/4 }}"
     chains = {
         "guard": (
             "type filter hook prerouting priority raw; policy accept;",
@@ -72,22 +73,21 @@ def ruleset(instance: str, bridge: str, subnet: str) -> str:
             [
                 f'oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade',
                 f'oifname "{bridge}" ct status dnat ip saddr {subnet} masquerade',
-                f'oifname != "{bridge}" ip saddr {subnet} ip daddr != {{ {subnet}, 224.0.0.0/4 }}'
-                " masquerade",
+                f'oifname != "{bridge}" ip saddr {subnet} ip daddr != {outside} masquerade',
             ],
         ),
     }
+    source = "inet_proto . inet_service"
+    key = "meta l4proto . th dport"
     target = "ipv4_addr . inet_service"
     lines = [
         f"add table {name}",
-        f"add map {name} ports {{ type inet_proto . inet_service : {target}; }}",
-        f"add map {name} ports_of_address "
-        f"{{ type ipv4_addr . inet_proto . inet_service : {target}; }}",
+        f"add map {name} ports {{ type {source} : {target}; }}",
+        f"add map {name} ports_of_address {{ type ipv4_addr . {source} : {target}; }}",
         f"add chain {name} publish",
         f"flush chain {name} publish",
-        f"add rule {name} publish dnat ip to ip daddr . meta l4proto . th dport "
-        "map @ports_of_address",
-        f"add rule {name} publish dnat ip to meta l4proto . th dport map @ports",
+        f"add rule {name} publish dnat ip to ip daddr . {key} map @ports_of_address",
+        f"add rule {name} publish dnat ip to {key} map @ports",
     ]
     for chain, (hook, rules) in chains.items():
         lines += [f"add chain {name} {chain} {{ {hook} }}", f"flush chain {name} {chain}"]
