@@ -1,4 +1,4 @@
-"""Daemons, shims, VMs and the zygote die at bad moments; a new daemon is right and nothing leaks."""
+"""Daemons, shims, VMs and the zygote die at bad moments; nothing is lost, nothing is left."""
 
 from __future__ import annotations
 
