@@ -1,0 +1,199 @@
+"""Bakes base snapshots: boot, settle, stop, save, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from hostlib import failpoint
+from hostlib.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    ResourceExhausted,
+    ThawError,
+)
+from hostlib.tasks import in_thread
+from vmm import accel as accelerators
+from vmm import ram, snapshot, sparse
+from vmm.accel import Accelerator
+from vmm.guest import GuestImage, file_sha256
+from vmm.microvm import MicroVM, VmDied
+from vmm.qemu.build import identify
+from vmm.shape import MachineShape
+from vmm.snapshot import Inputs, Snapshot
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+
+BOOT_TIMEOUT: Final = 120.0
+"""Seconds for a cold boot under emulation on a busy host."""
+
+_SETTLE_TIMEOUT: Final = 15.0
+_SETTLE_WINDOW: Final = 0.25
+_SETTLE_WINDOWS: Final = 2
+_IDLE_SHARE: Final = 0.04
+
+
+def _cpu_seconds(pid: int) -> float:
+    with open(f"/proc/{pid}/stat", "rb") as source:
+        fields = source.read().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def settle(vm: MicroVM) -> bool:
+    """Wait until the guest idles: its QEMU uses under 4 % of a processor for half a second.
+
+    False when it never did within 15 s; such a snapshot works, but each VM goes on with that work.
+    """
+    calm, deadline = 0, time.monotonic() + _SETTLE_TIMEOUT
+    while calm < _SETTLE_WINDOWS and time.monotonic() < deadline:
+        before, start = _cpu_seconds(vm.pid), time.monotonic()
+        await asyncio.sleep(_SETTLE_WINDOW)
+        used = (_cpu_seconds(vm.pid) - before) / (time.monotonic() - start)
+        calm = calm + 1 if used < _IDLE_SHARE else 0
+    return calm >= _SETTLE_WINDOWS
+
+
+async def _boot(
+    guest: GuestImage, shape: MachineShape, accel: Accelerator, qemu: str, share: Path, memory: int
+) -> MicroVM:
+    """A booted VM whose agent answers. Raises `DeadlineExceeded` or `VmDied`, with the console."""
+    proving = accel.name != "tcg" and not accel.forced
+    timeout = accelerators.PROOF_TIMEOUT if proving else BOOT_TIMEOUT
+    vm = await MicroVM.boot(guest, shape, accel=accel, qemu=qemu, share=share, ram_fd=memory)
+    try:
+        await vm.connect(timeout=timeout)
+        await vm.agent.request("ping")
+    except BaseException as error:
+        console = vm.console().decode(errors="replace").strip()[-2000:]
+        await vm.kill()
+        if console and isinstance(error, ThawError):
+            log.warning("the guest's console before it failed to boot:\n%s", console)
+        raise
+    return vm
+
+
+def _store_ram(memory: int, target: Path, size: int) -> str:
+    with open(target, "xb") as sink:
+        os.fchmod(sink.fileno(), 0o600)
+        digest = sparse.copy(memory, sink.fileno(), size)
+        os.fsync(sink.fileno())
+    return digest
+
+
+async def _capture(
+    inputs: Inputs, staged: Path, folder: Path, guest: GuestImage, accel: Accelerator, qemu: str,
+    progress: Progress,
+) -> Snapshot:
+    size = inputs.shape.memory_bytes
+    share = staged / "share"
+    share.mkdir()
+    memory = ram.create("thaw-bake")
+    try:
+        progress("booting the guest", 0.05)
+        vm = await _boot(guest, inputs.shape, accel, qemu, share, memory)
+        try:
+            progress("waiting for the guest to idle", 0.5)
+            if not await settle(vm):
+                log.warning("the guest never idled; baking it as it is")
+            await vm.agent.request("sync")
+            await vm.agent.request("ping")
+            progress("saving devices", 0.7)
+            await vm.pause()
+            await failpoint.hit("bake.save")
+            with open(staged / "devices", "xb") as sink:
+                os.fchmod(sink.fileno(), 0o600)
+                await vm.save_devices(sink.fileno())
+                await in_thread(os.fsync, sink.fileno())
+        finally:
+            await vm.kill()
+        progress("saving memory", 0.8)
+        digest = await in_thread(_store_ram, memory, staged / "ram", size)
+    finally:
+        os.close(memory)
+    share.rmdir()
+    devices = staged / "devices"
+    return Snapshot(
+        folder, inputs, size, digest, devices.stat().st_size,
+        await in_thread(file_sha256, devices),
+    )  # fmt: skip
+
+
+async def _bake_with(
+    guest: GuestImage, shape: MachineShape, snapshots: Path, accel: Accelerator, qemu: str,
+    progress: Progress,
+) -> Snapshot:
+    inputs = Inputs.of(await identify(qemu), accel.name, shape, guest)
+    folder = snapshots / inputs.key
+    try:
+        found = await snapshot.load(folder, inputs)
+    except ThawError as error:
+        if folder.exists():
+            log.warning("snapshot %s is baked again: %s", inputs.key[:12], error)
+    else:
+        progress("found", 1.0)
+        return found
+    await failpoint.hit("bake.begin")
+    staged = snapshot.staging(snapshots, inputs.key)
+    try:
+        baked = await _capture(inputs, staged, folder, guest, accel, qemu, progress)
+        await failpoint.hit("bake.publish")
+        progress("publishing", 0.95)
+        return await snapshot.publish(staged, baked)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted(
+                f"no space for a snapshot in {snapshots}",
+                hint=f"a snapshot of shape {shape} takes 100 to 300 MB",
+            ) from error
+        raise
+    finally:
+        if staged.exists():
+            await in_thread(shutil.rmtree, staged, True)
+
+
+async def bake(
+    guest: GuestImage,
+    shape: MachineShape,
+    *,
+    snapshots: Path,
+    accel: Accelerator,
+    qemu: str,
+    progress: Progress,
+) -> Snapshot:
+    """The base snapshot of `shape`: the one that is there and whole, else a new one.
+
+    An accelerator that was only probed is proven here: when a guest does not boot with it within
+    `vmm.accel.PROOF_TIMEOUT`, the bake goes on with TCG; the accelerator used is in the snapshot's
+    inputs. Raises `ResourceExhausted` when the disk is full, `FailedPrecondition` for a missing or
+    old QEMU, `DeadlineExceeded`, `VmDied`. Nothing but a whole snapshot is ever published.
+    """
+    try:
+        done = await _bake_with(guest, shape, snapshots, accel, qemu, progress)
+    except (DeadlineExceeded, VmDied) as error:
+        if accel.name == "tcg":
+            raise
+        slower = accelerators.disproved(accel, error.message)
+        log.warning("%s", slower.reason)
+        done = await _bake_with(guest, shape, snapshots, slower, qemu, progress)
+    progress("baked", 1.0)
+    return done
+
+
+def accelerator_of(baked: Snapshot, probed: Accelerator) -> Accelerator:
+    """The accelerator to restore `baked` with, given the one that was probed before its bake."""
+    if baked.inputs.accel == probed.name:
+        return probed
+    if baked.inputs.accel != "tcg":
+        raise FailedPrecondition(
+            f"snapshot {baked.key[:12]} was baked with {baked.inputs.accel}, not {probed.name}"
+        )
+    return accelerators.tcg(f"{probed.name} was offered, but a guest did not boot with it")

@@ -1,0 +1,105 @@
+"""The guest image as a value: where its files lie, and what they hash to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hostlib import records
+from hostlib.errors import DataLoss, FailedPrecondition
+
+GUEST_KIND: Final = "thaw.guest-image"
+GUEST_VERSION: Final = 1
+
+_FILES: Final = ("vmlinuz", "initramfs.cpio", "rehearsal.squashfs", "scratch.ext4")
+# The scratch template is a sparse disk: its size says enough, and hashing 10 GiB of holes does not.
+_HASHED: Final = ("vmlinuz", "initramfs.cpio", "rehearsal.squashfs")
+
+
+def file_sha256(path: Path) -> str:
+    """Blocking: call it in a thread for more than a few KB."""
+    with open(path, "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """What a microVM boots from; made by `vmm.guest_image.build`."""
+
+    folder: Path
+    kernel_version: str
+    agent: str
+    """sha256 of the agent's binary."""
+    inputs: str
+    hashes: dict[str, str]
+    sizes: dict[str, int]
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "vmlinuz"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.folder / "initramfs.cpio"
+
+    @property
+    def rehearsal(self) -> Path:
+        return self.folder / "rehearsal.squashfs"
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch.ext4"
+
+    @classmethod
+    def describe(cls, folder: Path, kernel_version: str, agent: str, inputs: str) -> GuestImage:
+        """The image whose files were just written into `folder`; hashes them (blocking)."""
+        return cls(
+            folder,
+            kernel_version,
+            agent,
+            inputs,
+            {name: file_sha256(folder / name) for name in _HASHED},
+            {name: (folder / name).stat().st_size for name in _FILES},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> GuestImage:
+        """Read `folder`'s record and check that its files are there and of the recorded size.
+
+        Raises `FailedPrecondition` when there is no image, `DataLoss` when it is not whole.
+        """
+        try:
+            body = records.read(folder / "guest.json", GUEST_KIND, GUEST_VERSION)
+        except FileNotFoundError as error:
+            raise FailedPrecondition(
+                f"no guest image in {folder}", hint="build it: make guest"
+            ) from error
+        try:
+            image = cls(
+                folder,
+                str(body["kernel_version"]),
+                str(body["agent"]),
+                str(body["inputs"]),
+                {name: str(body["hashes"][name]) for name in _HASHED},
+                {name: int(body["sizes"][name]) for name in _FILES},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataLoss(f"{folder}/guest.json lacks {error}") from error
+        for name, size in image.sizes.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise DataLoss(
+                    f"guest image file {path} is missing or damaged", hint="rebuild: make guest"
+                )
+        return image
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "kernel_version": self.kernel_version,
+            "agent": self.agent,
+            "inputs": self.inputs,
+            "hashes": self.hashes,
+            "sizes": self.sizes,
+        }

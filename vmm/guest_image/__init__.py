@@ -1,0 +1,1 @@
+"""Builds the guest: kernel, initramfs, the rehearsal's layer and the scratch disk's template."""

@@ -1,0 +1,457 @@
+"""A microVM: a QEMU process, its monitor and its agent, with explicit states."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from hostlib import failpoint
+from hostlib.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    ThawError,
+    Unavailable,
+)
+from vmm import ram, rehearse, tap
+from vmm.accel import Accelerator
+from vmm.agent.client import AgentClient
+from vmm.guest import GuestImage
+from vmm.qemu import argv
+from vmm.qemu.build import identify
+from vmm.qemu.driver import ExitReason, Process
+from vmm.qemu.qmp import Qmp, QmpFailed, QmpGone
+from vmm.shape import MachineShape
+from vmm.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MIGRATION_TIMEOUT: Final = 60.0
+CONNECT_TIMEOUT: Final = 30.0
+
+
+class State(enum.Enum):
+    NEW = "new"
+    PAUSED = "paused"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class VmDied(Unavailable):
+    """QEMU ended; the message has the reason."""
+
+
+class MicroVM:
+    """One VM. Made by `restore` (paused) or `boot` (running); ended by `kill`, which is idempotent.
+
+    When QEMU ends, for whatever reason, `exited` is done and the state is STOPPED. The object's
+    descriptors and processes are gone after `kill`.
+    """
+
+    def __init__(self, process: Process, qmp_sock: socket.socket, agent_sock: socket.socket):
+        self._process = process
+        self._qmp_sock: socket.socket | None = qmp_sock
+        self._agent_sock: socket.socket | None = agent_sock
+        self._qmp: Qmp | None = None
+        self._agent: AgentClient | None = None
+        self._fdsets: dict[int, int] = {}
+        self._slots = asyncio.Lock()
+        self.state = State.NEW
+        self.exited: asyncio.Future[ExitReason] = process.exited
+        self.exited.add_done_callback(self._on_exit)
+
+    @classmethod
+    async def _start(
+        cls,
+        *,
+        qemu: str,
+        accel: Accelerator,
+        shape: MachineShape,
+        ram_fd: int,
+        ram_shared: bool,
+        tap_fd: int | None,
+        share: Path,
+        console_limit: int,
+        cgroup_procs: Sequence[Path],
+        prepare: Callable[[], None] | None,
+        boot: argv.KernelBoot | None = None,
+        devices_fd: int | None = None,
+    ) -> MicroVM:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            pairs = [socket.socketpair() for _ in range(3)]
+            for mine, other in pairs:
+                ours.enter_context(mine)
+                theirs.enter_context(other)
+            if tap_fd is None:
+                tap_fd = tap.open_private_tap()
+                theirs.callback(os.close, tap_fd)
+            machine = argv.Machine(
+                qemu=qemu,
+                accel=accel.name,
+                shape=shape,
+                ram_path=f"/proc/self/fd/{ram_fd}",
+                ram_shared=ram_shared,
+                qmp_fd=pairs[0][1].fileno(),
+                agent_fd=pairs[1][1].fileno(),
+                console_fd=pairs[2][1].fileno(),
+                tap_fd=tap_fd,
+                share=str(share),
+                boot=boot,
+                incoming=boot is None,
+            )
+            passed = [*(other.fileno() for _, other in pairs), tap_fd, ram_fd]
+            if devices_fd is not None:
+                passed.append(devices_fd)
+            await failpoint.hit("vm.start")
+            process = Process.start(
+                argv.argv(machine),
+                pass_fds=passed,
+                console=pairs[2][0],
+                console_limit=console_limit,
+                cgroup_procs=cgroup_procs,
+                prepare=prepare,
+            )
+            ours.pop_all()
+        vm = cls(process, pairs[0][0], pairs[1][0])
+        try:
+            sock, vm._qmp_sock = pairs[0][0], None
+            vm._qmp = await vm._while_alive(Qmp.connect(sock))
+        except BaseException:
+            await vm.kill()
+            raise
+        return vm
+
+    @classmethod
+    async def restore(
+        cls,
+        snapshot: Snapshot,
+        *,
+        ram_fd: int,
+        tap_fd: int | None,
+        share: Path,
+        accel: Accelerator,
+        qemu: str,
+        console_limit: int = 65536,
+        cgroup_procs: Sequence[Path] = (),
+        prepare: Callable[[], None] | None = None,
+    ) -> MicroVM:
+        """A VM in the snapshot's state, paused. Descriptors stay the caller's.
+
+        `ram_fd` is the snapshot's RAM (`vmm.ram.load`); without a `tap_fd` the VM gets a TAP that
+        leads nowhere; `share` is the folder that the guest can mount over 9p. Raises
+        `FailedPrecondition` when the snapshot was baked by another QEMU or for another machine,
+        `DataLoss` when QEMU refuses it, `VmDied`. Nothing is left behind on failure.
+        """
+        build = await identify(qemu)
+        snapshot.check_qemu(build, accel.name)
+        try:
+            devices = os.open(snapshot.devices, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataLoss(
+                f"snapshot {snapshot.key[:12]} has lost its device state", hint="thaw bake"
+            ) from error
+        try:
+            vm = await cls._start(
+                qemu=qemu,
+                accel=accel,
+                shape=snapshot.shape,
+                ram_fd=ram_fd,
+                ram_shared=False,
+                tap_fd=tap_fd,
+                share=share,
+                console_limit=console_limit,
+                cgroup_procs=cgroup_procs,
+                prepare=prepare,
+                devices_fd=devices,
+            )
+            try:
+                await failpoint.hit("vm.incoming")
+                await vm._migrate("migrate-incoming", devices)
+            except BaseException:
+                await vm.kill()
+                raise
+        except (VmDied, QmpFailed) as error:
+            raise DataLoss(
+                f"QEMU did not accept snapshot {snapshot.key[:12]}: {error.message}",
+                hint="bake it again: thaw bake",
+            ) from error
+        finally:
+            os.close(devices)
+        vm._become(State.PAUSED)
+        return vm
+
+    @classmethod
+    async def boot(
+        cls,
+        guest: GuestImage,
+        shape: MachineShape,
+        *,
+        accel: Accelerator,
+        qemu: str,
+        share: Path,
+        tap_fd: int | None = None,
+        ram_fd: int | None = None,
+        console_limit: int = 65536,
+        cgroup_procs: Sequence[Path] = (),
+        prepare: Callable[[], None] | None = None,
+    ) -> MicroVM:
+        """A VM that boots its kernel: what a bake begins with. Running on return.
+
+        `ram_fd` is an empty, writable memfd that then holds the guest's memory. Raises
+        `FailedPrecondition`, `VmDied`.
+        """
+        await identify(qemu)
+        memory = ram.create("thaw-boot") if ram_fd is None else ram_fd
+        try:
+            vm = await cls._start(
+                qemu=qemu,
+                accel=accel,
+                shape=shape,
+                ram_fd=memory,
+                ram_shared=True,
+                tap_fd=tap_fd,
+                share=share,
+                console_limit=console_limit,
+                cgroup_procs=cgroup_procs,
+                prepare=prepare,
+                boot=argv.KernelBoot(str(guest.kernel), str(guest.initramfs)),
+            )
+        finally:
+            if ram_fd is None:
+                os.close(memory)
+        vm._become(State.RUNNING)
+        return vm
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def agent(self) -> AgentClient:
+        """The session with the agent. Raises `FailedPrecondition` before `connect`."""
+        if self._agent is None:
+            raise FailedPrecondition("the VM's agent is not connected")
+        return self._agent
+
+    def console(self) -> bytes:
+        """The last bytes that the guest wrote to its console."""
+        return bytes(self._process.console)
+
+    async def connect(self, *, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Begin the session with the agent, under a new nonce. Once for each VM.
+
+        Raises `DeadlineExceeded`, `VmDied`, `vmm.agent.codec.AgentProtocolError`.
+        """
+        if self._agent is not None:
+            raise FailedPrecondition("the VM's agent is connected already")
+        sock, self._agent_sock = self._agent_sock, None
+        if sock is None or self.state is not State.RUNNING:
+            self._agent_sock = sock
+            raise FailedPrecondition(f"the VM is {self.state.value}, its agent cannot answer")
+        await failpoint.hit("vm.connect")
+        self._agent = await self._while_alive(AgentClient.open(sock, timeout=timeout))
+
+    async def resume(self) -> None:
+        """Let the guest run. Idempotent."""
+        if self.state is State.RUNNING:
+            return
+        self._require(State.PAUSED)
+        await failpoint.hit("vm.resume")
+        await self._execute("cont")
+        self._become(State.RUNNING)
+
+    async def pause(self) -> None:
+        """Stop the guest's processors. Idempotent."""
+        if self.state is State.PAUSED:
+            return
+        self._require(State.RUNNING)
+        await self._execute("stop")
+        self._become(State.PAUSED)
+
+    async def attach(self, slot: int, source: Path | int, *, read_only: bool = True) -> None:
+        """Put a disk image, by path or descriptor, into an empty slot.
+
+        Slots 0 to 11 are read-only, 12 and 13 read-write; the guest sees the slot as LUN. Raises
+        `InvalidArgument` for a slot of the other kind, `FailedPrecondition` when it is filled.
+        """
+        if not 0 <= slot < argv.SLOTS or read_only != argv.is_read_only(slot):
+            kind = "read-only" if read_only else "read-write"
+            raise InvalidArgument(f"there is no {kind} slot {slot}")
+        await failpoint.hit("vm.attach")
+        async with self._slots:
+            self._require(State.PAUSED, State.RUNNING)
+            if slot in self._fdsets:
+                raise FailedPrecondition(f"slot {slot} is in use")
+            if isinstance(source, int):
+                await self._fill(slot, source, read_only)
+                return
+            try:
+                mode = os.O_RDONLY if read_only else os.O_RDWR
+                descriptor = os.open(source, mode | os.O_CLOEXEC)
+            except OSError as error:
+                raise FailedPrecondition(
+                    f"disk image {source} does not open: {error.strerror}"
+                ) from error
+            try:
+                await self._fill(slot, descriptor, read_only)
+            finally:
+                os.close(descriptor)
+
+    async def _fill(self, slot: int, descriptor: int, read_only: bool) -> None:
+        # Own numbers: a set left over from a failed attempt must not be used again.
+        added = await self._execute("add-fd", {}, fd=descriptor)
+        fdset = int(added["fdset-id"])
+        done: list[tuple[str, dict[str, Any]]] = [("remove-fd", {"fdset-id": fdset})]
+        try:
+            await self._execute(
+                "blockdev-add",
+                {
+                    "driver": "raw",
+                    "node-name": f"n{slot}",
+                    "read-only": read_only,
+                    "file": {
+                        "driver": "file",
+                        "filename": f"/dev/fdset/{fdset}",
+                        "locking": "off",
+                        "read-only": read_only,
+                    },
+                },
+            )
+            done.append(("blockdev-del", {"node-name": f"n{slot}"}))
+            await self._set_drive(slot, f"n{slot}")
+        except ThawError:
+            for command, arguments in reversed(done):
+                with contextlib.suppress(ThawError):
+                    await self._execute(command, arguments)
+            raise
+        self._fdsets[slot] = fdset
+
+    async def detach(self, slot: int) -> None:
+        """Empty a slot that the guest no longer uses. Idempotent."""
+        async with self._slots:
+            if slot not in self._fdsets:
+                return
+            self._require(State.PAUSED, State.RUNNING)
+            await self._set_drive(slot, f"e{slot}")
+            await self._execute("blockdev-del", {"node-name": f"n{slot}"})
+            await self._execute("remove-fd", {"fdset-id": self._fdsets.pop(slot)})
+
+    async def _set_drive(self, slot: int, node: str) -> None:
+        await self._execute(
+            "qom-set", {"path": f"/machine/peripheral/d{slot}", "property": "drive", "value": node}
+        )
+
+    async def rehearse(self, rehearsal: Path) -> None:
+        """Live one whole container life, so that the paths are translated and warm.
+
+        The VM runs and its agent is connected; afterwards it is as before. The caller pauses it.
+        """
+        await rehearse.run(self, rehearsal)
+
+    async def save_devices(self, descriptor: int) -> None:
+        """Write the paused VM's device state, without its RAM, to a file."""
+        self._require(State.PAUSED)
+        await self._migrate("migrate", descriptor)
+
+    async def _migrate(self, command: str, descriptor: int) -> None:
+        """Migrate to or from an inherited or handed-over descriptor; RAM stays in its file."""
+        assert self._qmp
+        capabilities = [
+            {"capability": name, "state": True} for name in ("x-ignore-shared", "events")
+        ]
+        await self._execute("migrate-set-capabilities", {"capabilities": capabilities})
+        uri = f"fd:{descriptor}"
+        if command == "migrate":
+            await self._execute("getfd", {"fdname": "devices"}, fd=descriptor)
+            uri = "fd:devices"
+        with self._qmp.listen("MIGRATION") as events:
+            await self._execute(command, {"uri": uri})
+
+            async def finished() -> None:
+                while True:
+                    event = await events.get()
+                    data = event["data"]
+                    assert isinstance(data, dict)
+                    if data["status"] == "completed":
+                        return
+                    if data["status"] in ("failed", "cancelled"):
+                        found = await self._execute("query-migrate")
+                        raise QmpFailed(f"{command} failed: {found.get('error-desc', 'no reason')}")
+
+            try:
+                async with asyncio.timeout(MIGRATION_TIMEOUT):
+                    await self._while_alive(finished())
+            except TimeoutError as error:
+                raise QmpFailed(f"{command} did not end in {MIGRATION_TIMEOUT:g} s") from error
+
+    async def kill(self) -> None:
+        """End the VM and free all that it holds. Idempotent; safe in any state."""
+        if self._agent is not None:
+            await self._agent.close()
+        self._process.kill()
+        await asyncio.shield(self.exited)
+        if self._qmp is not None:
+            await self._qmp.close()
+        for sock in (self._qmp_sock, self._agent_sock):
+            if sock is not None:
+                sock.close()
+        self._qmp_sock = self._agent_sock = None
+
+    async def _execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, fd: int | None = None
+    ) -> Any:
+        assert self._qmp
+        try:
+            return await self._qmp.execute(command, arguments, fd=fd)
+        except QmpGone as error:
+            # The monitor's end comes before the process's: the reason is the latter's.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    reason = await asyncio.shield(self.exited)
+                    raise VmDied(reason.text) from error
+            raise
+
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`. Raises `VmDied` when QEMU ends meanwhile."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((task, self.exited), return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and task.exception() is None:
+                return task.result()
+            if not task.done() or isinstance(task.exception(), Unavailable):
+                # A closed connection is noticed before the process's end.
+                await asyncio.wait((self.exited,), timeout=1)
+                if self.exited.done():
+                    raise VmDied(self.exited.result().text)
+            return await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()
+
+    def _on_exit(self, _: asyncio.Future[ExitReason]) -> None:
+        self._become(State.STOPPED)
+
+    def _become(self, state: State) -> None:
+        if self.state is State.STOPPED:
+            return
+        log.debug("vm pid %d: %s -> %s", self.pid, self.state.value, state.value)
+        self.state = state
+
+    def _require(self, *states: State) -> None:
+        if self.state is State.STOPPED:
+            raise VmDied(self.exited.result().text)
+        if self.state not in states:
+            wanted = " or ".join(state.value for state in states)
+            raise FailedPrecondition(f"the VM is {self.state.value}, not {wanted}")

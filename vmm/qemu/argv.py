@@ -1,0 +1,139 @@
+"""From a typed machine to QEMU's command line: a pure function.
+
+Bake and restore give the same machine; only the RAM's file, `-incoming`, the kernel and the
+descriptors differ, none of which the guest can see. `fingerprint` is what a snapshot's key holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from vmm.shape import MachineShape
+
+RO_SLOTS: Final = 12
+RW_SLOTS: Final = 2
+SLOTS: Final = RO_SLOTS + RW_SLOTS
+SLOT_SIZE: Final = 1 << 40
+"""Bytes of an empty slot: a guest reads at most this much of what is put into it later."""
+
+BAKED_MAC: Final = "52:54:00:74:68:77"
+AGENT_PORT: Final = "thaw.agent.0"
+SHARE_TAG: Final = "share"
+
+KERNEL_COMMAND_LINE: Final = (
+    "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t tsc=reliable no_timer_check "
+    "random.trust_cpu=on net.ifnames=0 cryptomgr.notests mitigations=auto"
+)
+
+# Each costs time under emulation: five-level paging and supervisor access checks, and the flags
+# that make memcpy use `rep movsb`, which TCG runs byte by byte.
+_CPU: Final = {
+    "tcg": "max,la57=off,erms=off,fsrm=off,smap=off",
+    "kvm": "host,migratable=on",
+    "hvf": "host",
+}
+
+SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True)
+class KernelBoot:
+    """What a cold boot loads; a restore needs none of it."""
+
+    kernel: str
+    initramfs: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One QEMU process. Numbers are descriptors that it inherits."""
+
+    qemu: str
+    accel: str
+    shape: MachineShape
+    ram_path: str
+    ram_shared: bool
+    """True at bake, where the guest's writes go to the file; False maps it copy-on-write."""
+    qmp_fd: int
+    agent_fd: int
+    console_fd: int
+    tap_fd: int
+    share: str
+    boot: KernelBoot | None = None
+    incoming: bool = False
+
+
+def cpu_model(accel: str) -> str:
+    return _CPU[accel]
+
+
+def is_read_only(slot: int) -> bool:
+    """Slots 0 to 11 are read-only, 12 and 13 read-write: the guest sees it at bake."""
+    return slot < RO_SLOTS
+
+
+def _escape(value: str) -> str:
+    """A value in QEMU's option syntax, where a comma is doubled."""
+    return value.replace(",", ",,")
+
+
+def _hardware(accel: str, shape: MachineShape) -> list[str]:
+    """All of the machine that the guest sees, and that must be the same at restore."""
+    argv = [
+        *("-machine", f"q35,accel={accel},memory-backend=ram0,vmport=off,usb=off,graphics=off"),
+        *("-cpu", cpu_model(accel)),
+        *("-smp", str(shape.vcpus)),
+        *("-m", f"{shape.memory_mib}M"),
+        *("-device", "vmgenid,guid=auto,id=generation"),
+        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
+        *("-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}"),
+        *("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={BAKED_MAC},romfile="),
+        *("-device", f"virtio-9p-pci,id=p9,fsdev=share,mount_tag={SHARE_TAG}"),
+        *("-device", "virtio-scsi-pci,id=scsi0"),
+    ]
+    for slot in range(SLOTS):
+        read_only = "on" if is_read_only(slot) else "off"
+        argv += [
+            "-blockdev",
+            f"null-co,node-name=e{slot},size={SLOT_SIZE},read-zeroes=on,read-only={read_only}",
+            "-device",
+            f"scsi-hd,id=d{slot},bus=scsi0.0,channel=0,scsi-id=0,lun={slot},drive=e{slot}",
+        ]
+    return argv
+
+
+def argv(machine: Machine) -> list[str]:
+    """The command line that starts `machine`."""
+    share = "on" if machine.ram_shared else "off"
+    line = [
+        machine.qemu,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
+        *("-sandbox", SANDBOX),
+        "-object",
+        f"memory-backend-file,id=ram0,size={machine.shape.memory_mib}M,"
+        f"mem-path={_escape(machine.ram_path)},share={share}",
+        *("-chardev", f"socket,id=qmp,fd={machine.qmp_fd}"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=agent,fd={machine.agent_fd}"),
+        *("-chardev", f"socket,id=console,fd={machine.console_fd}"),
+        *("-serial", "chardev:console"),
+        *("-netdev", f"tap,id=net0,fd={machine.tap_fd}"),
+        "-fsdev",
+        f"local,id=share,path={_escape(machine.share)},security_model=passthrough,multidevs=remap",
+        *_hardware(machine.accel, machine.shape),
+    ]
+    if machine.boot is not None:
+        line += [
+            *("-kernel", machine.boot.kernel),
+            *("-initrd", machine.boot.initramfs),
+            *("-append", KERNEL_COMMAND_LINE),
+        ]
+    if machine.incoming:
+        line += ["-incoming", "defer"]
+    return line
+
+
+def fingerprint(accel: str, shape: MachineShape) -> list[str]:
+    """What of the command line a snapshot depends on."""
+    return [*_hardware(accel, shape), "-append", KERNEL_COMMAND_LINE]

@@ -1,0 +1,66 @@
+"""Machine shapes: the ladder of vCPUs and memory for which base snapshots are baked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hostlib.errors import InvalidArgument, ResourceExhausted
+
+MIN_MEMORY_MIB: Final = 128
+MAX_MEMORY_MIB: Final = 1024 * 1024
+MAX_VCPUS: Final = 64
+
+
+@dataclass(frozen=True, order=True)
+class MachineShape:
+    """What a snapshot fixes for ever: number of vCPUs, and memory in MiB."""
+
+    vcpus: int
+    memory_mib: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise InvalidArgument(f"a machine has 1 to {MAX_VCPUS} vCPUs, not {self.vcpus}")
+        if not MIN_MEMORY_MIB <= self.memory_mib <= MAX_MEMORY_MIB:
+            raise InvalidArgument(
+                f"a machine has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB, not {self.memory_mib}"
+            )
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib * 1024 * 1024
+
+    def __str__(self) -> str:
+        return f"{self.vcpus}x{self.memory_mib}"
+
+
+LADDER: Final = tuple(
+    MachineShape(vcpus, memory)
+    for vcpus, memory in (
+        (1, 256),
+        (1, 512),
+        (1, 1024),
+        (2, 2048),
+        (2, 4096),
+        (4, 8192),
+        (8, 16384),
+        (16, 32768),
+    )
+)
+"""Each step is one snapshot, baked when it is first wanted. Untouched memory costs nothing."""
+
+
+def pick(vcpus: float, memory_bytes: int, ladder: Sequence[MachineShape] = LADDER) -> MachineShape:
+    """The smallest shape of `ladder` that holds `vcpus` and `memory_bytes`.
+
+    Raises `ResourceExhausted` when none does.
+    """
+    for shape in sorted(ladder, key=lambda shape: (shape.memory_mib, shape.vcpus)):
+        if shape.vcpus >= vcpus and shape.memory_bytes >= memory_bytes:
+            return shape
+    raise ResourceExhausted(
+        f"no machine shape holds {vcpus:g} vCPUs and {memory_bytes // 2**20} MiB",
+        hint="add a larger shape to the configuration, or ask for less",
+    )
