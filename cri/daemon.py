@@ -1,0 +1,287 @@
+"""What the verbs work on: images, network, snapshots, the pool, the index, and the life of VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from images.service import Image, Images
+
+from cri import processes
+from cri.config import Config, shape_size
+from cri.index import Container, Index, Names, Pod
+from cri.network.api import PodIdentity, PodNetwork
+from cri.pool import Limits, Pool
+from cri.snapshots import Snapshots
+from cri.trace import Traces
+from cri.vms import Shim, Vm, Wire, Zygote
+from hostlib import failpoint, ids, linux
+from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ThawError, Unavailable
+from hostlib.tasks import SingleFlight, Tasks, in_thread
+from shim import records
+from shim.records import ContainerRecord, ShimConfig
+
+log = logging.getLogger(__name__)
+
+HANDLERS: Final = ("", "thaw")
+
+
+@dataclass
+class Daemon:
+    """One thawd. Built by `cri.main`; tests build it with fakes."""
+
+    config: Config
+    images: Images
+    network: PodNetwork
+    zygote: Zygote
+    snapshots: Snapshots
+    index: Index = field(default_factory=Index)
+    traces: Traces = field(default_factory=Traces)
+    names: Names = field(default_factory=Names)
+    runs: SingleFlight[str] = field(default_factory=SingleFlight)
+    tasks: Tasks = field(default_factory=Tasks)
+    bound: dict[str, str] = field(default_factory=dict)
+    """VM ids of the pods in the index, and the pods' ids."""
+
+    def __post_init__(self) -> None:
+        pool = self.config.pool
+        self.pool = Pool(
+            self.config.guest.default_shape,
+            Limits(pool.size, pool.parallel, pool.max_memory_mib, pool.reserve_mib),
+            spawn=self.spawn,
+            kill=self.kill,
+        )
+
+    # --- microVMs
+
+    @property
+    def vms_folder(self) -> Path:
+        return self.config.state / "vms"
+
+    @property
+    def netns_folder(self) -> Path:
+        return self.config.state / "netns"
+
+    @property
+    def scratch_folder(self) -> Path:
+        return self.config.root / "scratch"
+
+    def shim_config(self, vm_id: str, shape: str, snapshot: Path) -> Wire:
+        guest = self.config.guest.dir
+        vcpus, memory = shape_size(shape)
+        return records.to_dict(
+            ShimConfig(
+                instance=self.config.instance,
+                snapshot=str(snapshot),
+                shape={"vcpus": vcpus, "memory_mib": memory},
+                accel=self.config.vm.accel,
+                qemu=self.config.vm.qemu,
+                scratch_template=str(guest / "scratch.ext4"),
+                scratch_dir=str(self.scratch_folder),
+                rehearsal=str(guest / "rehearsal.squashfs"),
+                tap_name="tap0",
+                netns=str(self.netns_folder / vm_id),
+                rehearse=self.config.vm.rehearse,
+                slots=self.config.vm.slots,
+            )
+        )
+
+    async def spawn(self, shape: str) -> Vm:
+        """A VM that waits, paused, with its links. When it fails nothing of it is left."""
+        snapshot = await self.snapshots.ensure(shape)
+        vm_id = ids.new_vm_id()
+        vm = Vm(
+            vm_id,
+            self.vms_folder / vm_id,
+            self.netns_folder / vm_id,
+            shape,
+            snapshot.key,
+            shim=None,
+        )
+        try:
+            await in_thread(lambda: vm.folder.mkdir(mode=0o700, parents=True))
+            await failpoint.hit("pool.spawn")
+            async with asyncio.timeout(self.config.timeouts.spawn_seconds):
+                config = self.shim_config(vm_id, shape, snapshot.path)
+                vm.shim = await self.zygote.spawn(vm_id, vm.folder, config, snapshot.ram)
+                await self.network.prepare(vm_id, vm.netns)
+            found = await vm.shim.describe()
+            vm.shim_pid = int(found.get("pid", 0))
+            vm.shim_start_time = int(found.get("start_time", 0))
+        except TimeoutError as error:
+            await self._undo(vm)
+            raise Unavailable(
+                f"a microVM was not ready within {self.config.timeouts.spawn_seconds:g} s",
+                hint="the host may be overloaded; see timeouts.spawn_seconds",
+            ) from error
+        except BaseException:
+            await self._undo(vm)
+            raise
+        return vm
+
+    async def _undo(self, vm: Vm) -> None:
+        await asyncio.shield(self.tasks.start(self.kill(vm), f"undo {vm.id}"))
+
+    async def kill(self, vm: Vm) -> None:
+        """End a VM that no pod needs, and remove all that is its own. Never fails; idempotent."""
+        await self.end_shim(vm)
+        with contextlib.suppress(ThawError):
+            await self.network.discard(vm.id, vm.netns)
+        await self.clean(vm)
+
+    async def end_shim(self, vm: Vm) -> None:
+        """The shim ends, by request or by force, and its VM with it."""
+        if not vm.shim_pid:
+            known = await in_thread(records.read_vm_folder, vm.folder)
+            if known.vm is not None:
+                vm.shim_pid = known.vm.shim_pid
+                vm.shim_start_time = known.vm.shim_start_time
+        if vm.shim is not None and not vm.shim.closed.is_set():
+            try:
+                async with asyncio.timeout(5):
+                    await vm.shim.shutdown()
+            except (ThawError, TimeoutError) as error:
+                log.warning("the shim of VM %s did not end by itself: %s", vm.id, error)
+            await vm.shim.close()
+        vm.shim = None
+        if vm.shim_pid:
+            await processes.ensure_dead(vm.shim_pid, vm.shim_start_time, grace=2.0)
+
+    async def clean(self, vm: Vm) -> None:
+        """Remove what a VM that is dead leaves: namespace, scratch disk, folder. Idempotent."""
+        await in_thread(remove_leftovers, vm.folder, vm.netns, self.scratch_folder, vm.id)
+
+    # --- pods
+
+    def shim_of(self, pod: Pod) -> Shim:
+        """The live shim of a pod. Raises `Unavailable`."""
+        shim = pod.vm.shim
+        if shim is None or shim.closed.is_set():
+            raise Unavailable(f"the shim of pod {pod.id} does not answer")
+        return shim
+
+    def pod_of(self, container: ContainerRecord) -> Pod:
+        return self.index.pods.find(container.pod_id)
+
+    def add_pod(self, pod: Pod) -> None:
+        """Into the index; from now on its shim's end is seen."""
+        self.index.pods.add(pod)
+        self.bound[pod.vm.id] = pod.id
+        if pod.vm.shim is not None:
+            self.tasks.start(self._watch(pod, pod.vm.shim), f"watch pod {pod.id}")
+
+    async def _watch(self, pod: Pod, shim: Shim) -> None:
+        await shim.closed.wait()
+        if self.index.pods.exact(pod.id) is not pod or pod.vm.shim is not shim:
+            return
+        pod.vm.shim = None
+        pid, start = pod.vm.shim_pid, pod.vm.shim_start_time
+        if pid:
+            await processes.ensure_dead(pid, start, grace=1.0)
+        await self.lose(pod, "the pod's shim ended unexpectedly")
+
+    async def lose(self, pod: Pod, reason: str) -> None:
+        """The shim of a pod is dead: what it can no longer say is said here, on disk too."""
+        if pod.ready:
+            log.warning("pod %s (%s): %s", pod.record.metadata.name, pod.id, reason)
+        self.index.pod_stopped(pod, reason, time.time_ns())
+        containers = [each.record for each in self.index.containers_of(pod.id)]
+
+        def write() -> None:
+            records.write(pod.vm.folder, pod.record)
+            for each in containers:
+                records.write(pod.vm.folder, each)
+
+        with contextlib.suppress(OSError):
+            await in_thread(write)
+
+    def forget(self, pod: Pod) -> None:
+        self.index.forget_pod(pod.id)
+        self.bound.pop(pod.vm.id, None)
+
+    @staticmethod
+    def network_identity(pod: Pod) -> PodIdentity:
+        metadata = pod.record.metadata
+        return PodIdentity(pod.id, metadata.name, metadata.namespace, metadata.uid)
+
+    def handle_event(self, vm_id: str, event: Wire) -> None:
+        """What a shim tells unasked."""
+        pod = self.index.pods.exact(self.bound.get(vm_id, ""))
+        if pod is None:
+            return
+        name = event.get("event")
+        if name == "container.exited":
+            with contextlib.suppress(InvalidArgument):
+                record = records.from_dict(ContainerRecord, event.get("container"))
+                self.index.update_container(record)
+        elif name == "pod.stopped":
+            at = int(event.get("exited_at") or time.time_ns())
+            self.index.pod_stopped(pod, str(event.get("reason") or ""), at)
+
+    # --- containers and images
+
+    def running_container(self, text: str) -> tuple[Container, Pod]:
+        """A container that runs, and its pod. Raises `NotFound`, `FailedPrecondition`."""
+        container = self.index.containers.find(text)
+        if container.record.state != "running":
+            raise FailedPrecondition(
+                f"container {container.id} is {container.record.state}, not running"
+            )
+        return container, self.pod_of(container.record)
+
+    async def find_image(self, ref: str) -> Image:
+        """The image of that name or id. Raises `NotFound`."""
+        if not ref:
+            raise InvalidArgument("no image given")
+        image = await self.images.get(ref)
+        if image is None:
+            raise NotFound(f"image {ref} is not here", hint="pull it first")
+        return image
+
+    # --- the daemon's own life
+
+    async def keep_base_ready(self) -> None:
+        """Bake the default shape, again and again until it works, then keep the pool filled."""
+        shape = self.config.guest.default_shape
+        delay = 5.0
+        while self.snapshots.ready(shape) is None:
+            try:
+                async with asyncio.timeout(self.config.timeouts.bake_seconds):
+                    await self.snapshots.ensure(shape)
+            except (ThawError, TimeoutError) as error:
+                text = str(error) or "it took too long (timeouts.bake_seconds)"
+                self.snapshots.state(shape).error = text
+                log.error("the base snapshot could not be baked: %s; again in %g s", text, delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 60.0)
+
+    async def close(self) -> None:
+        """Let go of everything; pods run on."""
+        await self.pool.close()
+        await self.tasks.close()
+        for pod in self.index.pods:
+            if pod.vm.shim is not None:
+                shim, pod.vm.shim = pod.vm.shim, None
+                await shim.close()
+        await self.snapshots.close()
+
+
+def remove_leftovers(folder: Path, netns: Path, scratch: Path, vm_id: str) -> None:
+    """What a dead VM leaves on the host. Blocking; idempotent."""
+    for _ in range(4):
+        try:
+            linux.umount(str(netns))
+        except OSError:
+            break
+    netns.unlink(missing_ok=True)
+    if scratch.is_dir():
+        for each in scratch.iterdir():
+            if each.name.split(".")[0] == vm_id:
+                each.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
