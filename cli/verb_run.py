@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             hostname=name,
             log_directory=logs,
         )
-        return _live(client, pod, container)
+        return live(client, pod, container)
 
 
 def _variable(text: str) -> v1_pb2.KeyValue:
@@ -71,7 +71,7 @@ def _variable(text: str) -> v1_pb2.KeyValue:
     return v1_pb2.KeyValue(key=name, value=value.encode())
 
 
-def _live(client: Client, pod: v1_pb2.PodSandboxConfig, container: v1_pb2.ContainerConfig) -> int:
+def live(client: Client, pod: v1_pb2.PodSandboxConfig, container: v1_pb2.ContainerConfig) -> int:
     """A pod's whole life; the container's exit code."""
     pod_id = ""
     try:

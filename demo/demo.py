@@ -1,8 +1,8 @@
 """The demo, ``make demo``: from an image in a registry to a page served from a microVM.
 
 Everything is real: Debian's registry, images built from Debian packages, thawd, QEMU, the guest's
-kernel, nginx. What is kept lies in .build/demo (the snapshot and the images, so that the next run is
-fast); a scan at the end fails the demo if anything else is left.
+kernel, nginx. What is kept lies in .build/demo (the snapshot and the images, so that the next run
+is fast); a scan at the end fails the demo if anything else is left.
 """
 
 from __future__ import annotations
