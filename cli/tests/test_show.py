@@ -21,7 +21,7 @@ def test_a_table_aligns_its_columns() -> None:
         (1023, "1023 B"),
         (1536, "1.5 KiB"),
         (5 << 20, "5.0 MiB"),
-        (3 << 40, "3.0 GiB"),
+        (3 << 30, "3.0 GiB"),
     ],
 )
 def test_sizes(count: int, text: str) -> None:
