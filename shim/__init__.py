@@ -1,0 +1,1 @@
+"""The per-pod process: owner of one microVM, its pod, containers, logs and exit codes."""
