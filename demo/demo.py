@@ -73,6 +73,7 @@ def _demo(line: Timeline) -> int:
             root=KEPT / "root",
             subnet="10.87.0.0/16",
             settings={"snapshot": {"on_demand": True}, "pool": {"size": 1}},
+            share_snapshots=False,
         )
         left: list[str] = []
         try:

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly STAMPS=.build/stamps
+readonly AGENT=guest_agent/target/release/thaw-agent
 readonly RUST_MIN=1.85 GO_MIN=1.24
 
 # What Thaw runs on, what its tests drive, and what the demo shows.
@@ -88,11 +89,12 @@ make_venv() {
 build_agent() {
   say "building the guest agent"
   (cd guest_agent && cargo build --quiet --release --locked)
+  [ -x "$AGENT" ] || die "cargo built no $AGENT"
 }
 
 build_guest() {
   say "building the guest image"
-  .venv/bin/python -m vmm.guest_image --out .build/guest --agent guest_agent/target/release/thaw-agent
+  .venv/bin/python -m vmm.guest_image --out .build/guest --agent "$AGENT"
 }
 
 mkdir -p .build
@@ -105,8 +107,7 @@ key=$(key_of pyproject.toml)
 { fresh venv "$key" && [ -x .venv/bin/thawd ]; } || { make_venv && stamp venv "$key"; }
 
 key=$(key_of guest_agent)
-agent=guest_agent/target/release/thaw-agent
-{ fresh agent "$key" && [ -x $agent ]; } || { build_agent && stamp agent "$key"; }
+{ fresh agent "$key" && [ -x "$AGENT" ]; } || { build_agent && stamp agent "$key"; }
 
-key=$(key_of $agent hostlib vmm)
-{ fresh guest "$key" && [ -d .build/guest ]; } || { build_guest && stamp guest "$key"; }
+key=$(key_of "$AGENT" hostlib vmm/guest.py vmm/guest_image)
+{ fresh guest "$key" && [ -f .build/guest/guest.json ]; } || { build_guest && stamp guest "$key"; }

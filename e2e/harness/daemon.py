@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -13,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from shim.client import ShimClient
 
 from cli.client import Client
 from e2e.harness import leaks
@@ -52,7 +50,9 @@ class Daemon:
         root: Path | None = None,
         subnet: str = "10.88.0.0/16",
         environment: Mapping[str, str] | None = None,
+        share_snapshots: bool = True,
     ) -> None:
+        self.share_snapshots = share_snapshots
         self.folder = folder
         self.root = root or folder / "root"
         self.state = folder / "state"
@@ -193,29 +193,29 @@ class Daemon:
 
     def leftovers(self) -> list[str]:
         """Everything on the host that belongs to this daemon."""
-        return leaks.all_of(self.instance, self.folder, self.state)
+        places = [str(self.folder), str(self.state)]
+        if self.process is None:
+            # It never came to life, and its root may be another's.
+            return [*leaks.processes(*places), *leaks.mounts(*places)]
+        return leaks.all_of(self.instance, self.folder, self.state, self.root)
 
     def destroy(self) -> list[str]:
         """End the daemon and all its VMs. What is left on the host then: it should be nothing."""
-        if self.process is None:
-            return self.leftovers()
-        if self.process.poll() is None:
-            with contextlib.suppress(errors.ThawError):
-                self.remove_pods()
-            self.terminate()
-        self.close_client()
-        asyncio.run(self._shut_down_shims())
+        if self.process is not None:
+            self.arm("")
+            if self.process.poll() is not None:
+                # It was killed: the next one adopts what lives, and so can remove it.
+                with contextlib.suppress(AssertionError):
+                    self.start(60)
+            if self.process.poll() is None:
+                with contextlib.suppress(errors.ThawError):
+                    self.remove_pods()
+                self.terminate()
+            self.close_client()
         with contextlib.suppress(AssertionError):
             until("nothing is left", lambda: not self.leftovers(), 10)
         self._lend_snapshots()
         return self.leftovers()
-
-    async def _shut_down_shims(self) -> None:
-        for socket in sorted((self.state / "vms").glob("*/shim.sock")):
-            with contextlib.suppress(OSError, errors.ThawError, TimeoutError):
-                async with asyncio.timeout(10):
-                    shim = await ShimClient.connect(socket)
-                    await shim.shutdown()
 
     def erase(self) -> None:
         """Kill what `leftovers` finds and remove it, so that the next test starts clean."""
@@ -235,10 +235,12 @@ class Daemon:
                 os.rmdir(found.removeprefix("cgroup "))
 
     def _borrow_snapshots(self) -> None:
-        _link_new(SNAPSHOTS, self.root / "snapshots")
+        if self.share_snapshots:
+            _link_new(SNAPSHOTS, self.root / "snapshots")
 
     def _lend_snapshots(self) -> None:
-        _link_new(self.root / "snapshots", SNAPSHOTS)
+        if self.share_snapshots:
+            _link_new(self.root / "snapshots", SNAPSHOTS)
 
 
 def _quietly(*argv: str) -> None:
