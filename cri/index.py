@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
 
-from cri.vms import Vm
+from cri.vms import Vm, Wire
 from hostlib.errors import AlreadyExists, InvalidArgument, NotFound
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord
 
@@ -20,11 +20,10 @@ MAX_ID: Final = 128
 
 @dataclass
 class Pod:
-    """A pod sandbox; `vm` is None when its shim is gone."""
+    """A pod sandbox; its VM's `shim` is None when the shim is gone."""
 
     record: PodRecord
     vm: Vm
-    lost: bool = False
 
     @property
     def id(self) -> str:
@@ -37,9 +36,10 @@ class Pod:
 
 @dataclass
 class Container:
-    """A container; `user` is what the image or the request says of its process."""
+    """A container; `process` is its OCI process object, None for one that was adopted."""
 
     record: ContainerRecord
+    process: Wire | None = None
 
     @property
     def id(self) -> str:

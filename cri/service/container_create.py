@@ -1,0 +1,185 @@
+"""CreateContainer: the image held, the spec built, host folders opened, and the shim told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from cri import oci_spec, signals
+from cri.api import v1_pb2 as v1
+from cri.daemon import Daemon
+from cri.index import Container, Pod
+from cri.oci_spec import HostMount
+from hostlib import failpoint, ids, linux
+from hostlib.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from hostlib.tasks import in_thread
+from images.service import Image
+from shim.records import ContainerMetadata, ContainerRecord, ImageRecord
+
+
+async def run(
+    daemon: Daemon, request: v1.CreateContainerRequest
+) -> v1.CreateContainerResponse:
+    if not request.HasField("config"):
+        raise InvalidArgument("no container config given")
+    metadata = request.config.metadata
+    if not metadata.name:
+        raise InvalidArgument("the container has no name", hint="set metadata.name")
+    pod = daemon.index.pods.find(request.pod_sandbox_id)
+    if not pod.ready:
+        raise FailedPrecondition(f"pod {pod.id} is not ready: {pod.record.reason}")
+    key = ("container", pod.id, metadata.name, metadata.attempt)
+    flight = (*key, request.config.SerializeToString(deterministic=True))
+    if flight not in daemon.runs:
+        taken = daemon.index.container_named(pod.id, metadata.name, metadata.attempt)
+        if taken is not None:
+            raise AlreadyExists(
+                f"container {metadata.name} (attempt {metadata.attempt}) exists in pod"
+                f" {pod.id}: {taken.id}",
+                hint="remove it, or raise the attempt",
+            )
+
+    async def work() -> str:
+        with daemon.names.claim(f"container {metadata.name} of pod {pod.id}", key):
+            return await create(daemon, pod, request.config)
+
+    return v1.CreateContainerResponse(container_id=await daemon.runs.run(flight, work))
+
+
+async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
+    """Make the container; its id. When it fails nothing of it is left."""
+    container_id = ids.new_object_id()
+    image = await daemon.find_image(config.image.image)
+    if len(image.layers) > daemon.config.vm.slots:
+        raise ResourceExhausted(
+            f"image {config.image.image} has {len(image.layers)} layers; a pod has"
+            f" {daemon.config.vm.slots} slots",
+            hint="build it with fewer layers, or raise vm.slots",
+        )
+    built = oci_spec.build(
+        container_id, pod_config(pod), config, image.config, hostname=pod.record.hostname
+    )
+    record = _record(container_id, pod, config, image)
+    await check_log(record.log_path)
+    await failpoint.hit("container.create")
+    shim = daemon.shim_of(pod)
+    await daemon.images.hold(container_id, image.id)
+    descriptors: list[int] = []
+    try:
+        for mount in built.mounts:
+            descriptors.append(await in_thread(open_host_path, mount.host_path))
+        await shim.container_create(
+            record, built.spec, layers(image), _shares(built.mounts), descriptors
+        )
+        await failpoint.hit("container.created")
+    except BaseException:
+        await daemon.images.release(container_id)
+        raise
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    daemon.index.containers.add(Container(record, built.spec["process"]))
+    return container_id
+
+
+def pod_config(pod: Pod) -> v1.PodSandboxConfig:
+    """The sandbox's config, from its record."""
+    config = v1.PodSandboxConfig()
+    json_format.ParseDict(pod.record.config, config, ignore_unknown_fields=True)
+    return config
+
+
+def layers(image: Image) -> list[dict[str, str]]:
+    """The image's layers as the shim wants them, lowest first. A name fits the agent's pattern and
+    is the same for the same layer, so that containers of a pod share its slot."""
+    return [
+        {"name": layer.diff_id.rpartition(":")[2][:64], "path": str(layer.path)}
+        for layer in image.layers
+    ]
+
+
+def _shares(mounts: Sequence[HostMount]) -> list[dict[str, Any]]:
+    return [{"share": mount.share, "readonly": mount.readonly} for mount in mounts]
+
+
+def open_host_path(path: str) -> int:
+    """A detached mount of a host path; as with containerd, a folder that is missing is made.
+
+    Blocking. Raises `FailedPrecondition`.
+    """
+    try:
+        if not os.path.lexists(path):
+            os.makedirs(path, mode=0o755, exist_ok=True)
+        return linux.open_tree(os.path.realpath(path))
+    except OSError as error:
+        raise FailedPrecondition(
+            f"host path {path} cannot be mounted: {error.strerror}"
+        ) from error
+
+
+def _record(
+    container_id: str, pod: Pod, config: v1.ContainerConfig, image: Image
+) -> ContainerRecord:
+    stop_signal = signals.of_request(config.stop_signal) or image.config.stop_signal or "SIGTERM"
+    signals.number(stop_signal)
+    body = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    return ContainerRecord(
+        id=container_id,
+        pod_id=pod.id,
+        metadata=ContainerMetadata(config.metadata.name, config.metadata.attempt),
+        created_at=time.time_ns(),
+        image=ImageRecord(config.image.user_specified_image or config.image.image, image.id),
+        labels=dict(config.labels),
+        annotations=dict(config.annotations),
+        mounts=tuple(body.get("mounts", ())),
+        log_path=log_path(pod.record.log_directory, config.log_path),
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+        tty=config.tty,
+        stop_signal=stop_signal,
+        config=body,
+    )
+
+
+def log_path(folder: str, name: str) -> str:
+    """Where the log goes; "" when the pod or the container asks for none.
+
+    Raises `InvalidArgument` when it would lie outside the pod's folder.
+    """
+    if not folder or not name:
+        return ""
+    path = os.path.normpath(os.path.join(folder, name))
+    if not path.startswith(os.path.normpath(folder) + "/"):
+        raise InvalidArgument(f"log path {name!r} lies outside the pod's log directory {folder}")
+    return path
+
+
+async def check_log(path: str) -> None:
+    """Make the log's folder, and show that the log can be written. Raises `PermissionDenied`,
+    `FailedPrecondition`."""
+    if not path:
+        return
+
+    def attempt() -> None:
+        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
+
+    try:
+        await in_thread(attempt)
+    except OSError as error:
+        kind = PermissionDenied if isinstance(error, PermissionError) else FailedPrecondition
+        raise kind(
+            f"log {path} cannot be written: {error.strerror}",
+            hint="set log_directory and log_path to a place that can be written",
+        ) from error

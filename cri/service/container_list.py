@@ -1,0 +1,47 @@
+"""ListContainers."""
+
+from __future__ import annotations
+
+from cri.api import v1_pb2 as v1
+from cri.daemon import Daemon
+from cri.index import Container, matches
+from cri.service import container_status
+
+
+async def run(daemon: Daemon, request: v1.ListContainersRequest) -> v1.ListContainersResponse:
+    wanted = request.filter
+    return v1.ListContainersResponse(
+        containers=[
+            _item(each)
+            for each in daemon.index.containers.prefixed(wanted.id)
+            if fits(each, wanted)
+        ]
+    )
+
+
+def fits(container: Container, wanted: v1.ContainerFilter) -> bool:
+    """Whether the container passes the filter, its id aside."""
+    record = container.record
+    if not record.pod_id.startswith(wanted.pod_sandbox_id):
+        return False
+    if wanted.HasField("state") and wanted.state.state != container_status.state(record):
+        return False
+    return matches(wanted.label_selector, record.labels)
+
+
+def _item(container: Container) -> v1.Container:
+    record = container.record
+    return v1.Container(
+        id=record.id,
+        pod_sandbox_id=record.pod_id,
+        metadata=v1.ContainerMetadata(
+            name=record.metadata.name, attempt=record.metadata.attempt
+        ),
+        image=v1.ImageSpec(image=record.image.ref, user_specified_image=record.image.ref),
+        image_ref=record.image.id,
+        image_id=record.image.id,
+        state=container_status.state(record),
+        created_at=record.created_at,
+        labels=record.labels,
+        annotations=record.annotations,
+    )

@@ -1,0 +1,67 @@
+"""StartContainer: the agent execs the process. One that cannot be started has ended, as with
+containerd: EXITED, exit code 128, reason StartError."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from cri.api import v1_pb2 as v1
+from cri.daemon import Daemon
+from cri.index import Container
+from hostlib import failpoint
+from hostlib.errors import FailedPrecondition, ThawError, Unavailable
+
+START_ERROR = 128
+
+
+async def run(daemon: Daemon, request: v1.StartContainerRequest) -> v1.StartContainerResponse:
+    container = daemon.index.containers.find(request.container_id)
+    with daemon.names.claim(f"start of container {container.id}", ("start", container.id)):
+        await start(daemon, container)
+    return v1.StartContainerResponse()
+
+
+async def start(daemon: Daemon, container: Container) -> None:
+    record = container.record
+    if record.state != "created":
+        raise FailedPrecondition(
+            f"container {container.id} is {record.state}; only a created one can be started"
+        )
+    pod = daemon.pod_of(record)
+    if not pod.ready:
+        raise FailedPrecondition(f"pod {pod.id} is not ready: {pod.record.reason}")
+    trace = daemon.traces.of(pod.id) or daemon.traces.begin(
+        pod.id, pod.record.metadata.name, pod.record.metadata.namespace
+    )
+    try:
+        with trace.step(f"start {record.metadata.name}"):
+            await failpoint.hit("container.start")
+            started_at = await daemon.shim_of(pod).container_start(container.id)
+    except Unavailable:
+        raise
+    except ThawError as error:
+        _failed(daemon, container, str(error))
+        raise
+    # A process that ends at once may have ended here before this answer came.
+    if container.record.state == "created":
+        container.record = dataclasses.replace(
+            container.record, state="running", started_at=started_at or time.time_ns()
+        )
+    elif not container.record.started_at:
+        container.record = dataclasses.replace(container.record, started_at=started_at)
+
+
+def _failed(daemon: Daemon, container: Container, message: str) -> None:
+    now = time.time_ns()
+    daemon.index.update_container(
+        dataclasses.replace(
+            container.record,
+            state="exited",
+            exit_code=container.record.exit_code or START_ERROR,
+            reason="StartError",
+            message=message,
+            started_at=container.record.started_at or now,
+            finished_at=container.record.finished_at or now,
+        )
+    )
