@@ -124,10 +124,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Network:
-    cni_conf_dir: str = setting(
-        "/etc/cni/net.d",
-        "The folder with CNI configurations; the first by name is used. Empty, or a folder with\n"
-        "none in it: the built-in bridge.",
+    mode: str = setting(
+        "auto",
+        'What connects pods. "auto": CNI where cni_conf_dir holds a configuration, else "builtin",\n'
+        "a bridge of the daemon's own.",
+        choices=("auto", "cni", "builtin"),
+    )
+    cni_conf_dir: Path = setting(
+        Path("/etc/cni/net.d"),
+        "The folder with CNI configurations; the first by name is used.",
     )
     cni_bin_dirs: tuple[Path, ...] = setting(
         (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for."
@@ -135,15 +140,10 @@ class Network:
     subnet: str = setting(
         "10.88.0.0/16", "The built-in bridge's IPv4 subnet; its first address is the host's."
     )
-    bridge: str = setting(
-        "",
-        "The built-in bridge's name. Empty: one made from the root's path, so that daemons with\n"
-        "different roots and subnets run side by side.",
-        pattern=r"[A-Za-z0-9_.-]{0,15}",
-        pattern_hint="at most 15 letters, digits, dots, dashes",
-    )
     mtu: int = setting(1500, "The built-in network's MTU.", minimum=576, maximum=65535)
-    masquerade: bool = setting(True, "Whether pods reach the outside under the host's address.")
+    cni_timeout_seconds: float = setting(
+        60.0, "How long a chain of CNI plugins may take.", minimum=1.0
+    )
     dns_servers: tuple[str, ...] = setting(
         (), "Name servers of pods that name none themselves. Empty: the host's resolv.conf."
     )
@@ -232,11 +232,6 @@ class Config:
     def instance(self) -> str:
         """What marks this daemon's global names."""
         return ids.instance_id(self.root)
-
-    @property
-    def bridge(self) -> str:
-        """The built-in bridge's name, made up where none is configured."""
-        return self.network.bridge or f"thaw{self.instance}"
 
 
 def load(file: Path | None, flags: dict[str, Any] | None = None) -> Config:

@@ -1,8 +1,8 @@
 """The one place where an outcome becomes a gRPC status and a line of the log.
 
 A call that changes something is shielded: when its client goes away it is carried to its end,
-since the kubelet comes back with the same names and must find it done, not half done. Calls that only read
-end with their client.
+since the kubelet comes back with the same names and must find it done, not half done. Calls that
+only read end with their client.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -88,6 +88,20 @@ class Boundary:
 
         return call
 
+    async def stream(
+        self, name: str, items: AsyncIterator[R], context: grpc.aio.ServicerContext[Q, R]
+    ) -> AsyncIterator[R]:
+        """The items of a handler that streams; it ends with its reader."""
+        started = time.monotonic()
+        try:
+            async for item in items:
+                yield item
+        except Exception as error:  # the boundary: everything becomes a status here
+            code, text = self._failed(name, error, started)
+            await context.abort(code, text)
+            raise
+        log.info("%s: ok, %.0f ms", name, (time.monotonic() - started) * 1000)
+
     async def _shielded(self, name: str, handler: Handler[Q, R], request: Q) -> R:
         async def carry() -> R:
             return await handler(request)
@@ -127,7 +141,5 @@ class Boundary:
 
     async def drain(self, timeout: float) -> None:
         """Wait for calls whose client went away, `timeout` seconds at most; then end them."""
-        deadline = time.monotonic() + timeout
-        while len(self._tasks) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await self._tasks.wait(timeout)
         await self._tasks.close()

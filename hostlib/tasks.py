@@ -33,6 +33,11 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("background task %s failed: %s", task.get_name(), error, exc_info=error)
 
+    async def wait(self, timeout: float) -> None:
+        """Wait until the tasks of this moment have ended, `timeout` seconds at most."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=timeout)
+
     async def close(self) -> None:
         """Cancel every task and wait until each has ended. Idempotent."""
         while self._tasks:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
+from images.service import Image
 
 from cri import oci_spec, signals
 from cri.api import v1_pb2 as v1
@@ -24,13 +25,10 @@ from hostlib.errors import (
     ResourceExhausted,
 )
 from hostlib.tasks import in_thread
-from images.service import Image
 from shim.records import ContainerMetadata, ContainerRecord, ImageRecord
 
 
-async def run(
-    daemon: Daemon, request: v1.CreateContainerRequest
-) -> v1.CreateContainerResponse:
+async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateContainerResponse:
     if not request.HasField("config"):
         raise InvalidArgument("no container config given")
     metadata = request.config.metadata
@@ -123,9 +121,7 @@ def open_host_path(path: str) -> int:
             os.makedirs(path, mode=0o755, exist_ok=True)
         return linux.open_tree(os.path.realpath(path))
     except OSError as error:
-        raise FailedPrecondition(
-            f"host path {path} cannot be mounted: {error.strerror}"
-        ) from error
+        raise FailedPrecondition(f"host path {path} cannot be mounted: {error.strerror}") from error
 
 
 def _record(

@@ -34,9 +34,7 @@ def _item(container: Container) -> v1.Container:
     return v1.Container(
         id=record.id,
         pod_sandbox_id=record.pod_id,
-        metadata=v1.ContainerMetadata(
-            name=record.metadata.name, attempt=record.metadata.attempt
-        ),
+        metadata=v1.ContainerMetadata(name=record.metadata.name, attempt=record.metadata.attempt),
         image=v1.ImageSpec(image=record.image.ref, user_specified_image=record.image.ref),
         image_ref=record.image.id,
         image_id=record.image.id,

@@ -13,9 +13,7 @@ from hostlib.tasks import in_thread
 from shim.records import container_path
 
 
-async def run(
-    daemon: Daemon, request: v1.RemoveContainerRequest
-) -> v1.RemoveContainerResponse:
+async def run(daemon: Daemon, request: v1.RemoveContainerRequest) -> v1.RemoveContainerResponse:
     try:
         container = daemon.index.containers.find(request.container_id)
     except NotFound:

@@ -20,9 +20,7 @@ _STATES = {
 }
 
 
-async def run(
-    daemon: Daemon, request: v1.ContainerStatusRequest
-) -> v1.ContainerStatusResponse:
+async def run(daemon: Daemon, request: v1.ContainerStatusRequest) -> v1.ContainerStatusResponse:
     container = daemon.index.containers.find(request.container_id)
     info = {}
     if request.verbose:
@@ -69,9 +67,7 @@ def status(container: Container) -> v1.ContainerStatus:
         user = v1.ContainerUser(linux=linux)
     return v1.ContainerStatus(
         id=record.id,
-        metadata=v1.ContainerMetadata(
-            name=record.metadata.name, attempt=record.metadata.attempt
-        ),
+        metadata=v1.ContainerMetadata(name=record.metadata.name, attempt=record.metadata.attempt),
         state=state(record),
         created_at=record.created_at,
         started_at=record.started_at,

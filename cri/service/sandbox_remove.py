@@ -10,9 +10,7 @@ from hostlib import failpoint
 from hostlib.errors import NotFound
 
 
-async def run(
-    daemon: Daemon, request: v1.RemovePodSandboxRequest
-) -> v1.RemovePodSandboxResponse:
+async def run(daemon: Daemon, request: v1.RemovePodSandboxRequest) -> v1.RemovePodSandboxResponse:
     try:
         pod = daemon.index.pods.find(request.pod_sandbox_id)
     except NotFound:

@@ -37,9 +37,7 @@ class Plan:
     ports: tuple[HostPort, ...]
 
 
-async def run(
-    daemon: Daemon, request: v1.RunPodSandboxRequest
-) -> v1.RunPodSandboxResponse:
+async def run(daemon: Daemon, request: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
     plan = check(daemon, request)
     metadata = plan.config.metadata
     key = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
@@ -77,9 +75,7 @@ def check(daemon: Daemon, request: v1.RunPodSandboxRequest) -> Plan:
         raise InvalidArgument(f"log directory {config.log_directory!r} is not absolute")
     guest = daemon.config.guest
     shape = shapes.pick(*shapes.wanted(config), guest.shapes, guest.default_shape)
-    return Plan(
-        config, request.runtime_handler, identity.hostname(config), shape, _ports(config)
-    )
+    return Plan(config, request.runtime_handler, identity.hostname(config), shape, _ports(config))
 
 
 def _ports(config: v1.PodSandboxConfig) -> tuple[HostPort, ...]:
@@ -134,9 +130,7 @@ async def start(daemon: Daemon, plan: Plan) -> str:
     return pod_id
 
 
-async def bind(
-    daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, trace: Trace
-) -> None:
+async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, trace: Trace) -> None:
     resolv = await in_thread(
         identity.resolv_conf, plan.config.dns_config, daemon.config.network.dns_servers
     )

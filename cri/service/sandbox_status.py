@@ -14,9 +14,7 @@ from cri.service import container_status
 from shim.records import PodRecord
 
 
-async def run(
-    daemon: Daemon, request: v1.PodSandboxStatusRequest
-) -> v1.PodSandboxStatusResponse:
+async def run(daemon: Daemon, request: v1.PodSandboxStatusRequest) -> v1.PodSandboxStatusResponse:
     pod = daemon.index.pods.find(request.pod_sandbox_id)
     return v1.PodSandboxStatusResponse(
         status=status(pod),

@@ -1,0 +1,193 @@
+"""The gRPC server: every RPC of CRI v1, and Thaw's own, on one unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from cri.api import thaw_pb2, thaw_pb2_grpc, v1_pb2_grpc
+from cri.daemon import Daemon
+from cri.interceptors import Boundary
+from cri.service import (
+    container_create,
+    container_list,
+    container_remove,
+    container_reopen_log,
+    container_start,
+    container_status,
+    container_stop,
+    exec_sync,
+    image_fs_info,
+    image_list,
+    image_pull,
+    image_remove,
+    image_status,
+    runtime_config,
+    sandbox_list,
+    sandbox_remove,
+    sandbox_run,
+    sandbox_status,
+    sandbox_stop,
+    status,
+    thaw,
+    update_runtime_config,
+    version,
+)
+from hostlib.errors import FailedPrecondition, Unimplemented
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST: Final = 16 * 1024 * 1024
+# Two streams of ExecSync, 16 MiB each, and the response around them.
+MAX_RESPONSE: Final = 33 * 1024 * 1024
+MAX_CONCURRENT: Final = 1024
+
+Verb = Callable[[Daemon, Any], Awaitable[Any]]
+
+RUNTIME: Final[dict[str, Verb]] = {
+    "Version": version.run,
+    "Status": status.run,
+    "RuntimeConfig": runtime_config.run,
+    "UpdateRuntimeConfig": update_runtime_config.run,
+    "RunPodSandbox": sandbox_run.run,
+    "StopPodSandbox": sandbox_stop.run,
+    "RemovePodSandbox": sandbox_remove.run,
+    "PodSandboxStatus": sandbox_status.run,
+    "ListPodSandbox": sandbox_list.run,
+    "CreateContainer": container_create.run,
+    "StartContainer": container_start.run,
+    "StopContainer": container_stop.run,
+    "RemoveContainer": container_remove.run,
+    "ContainerStatus": container_status.run,
+    "ListContainers": container_list.run,
+    "ReopenContainerLog": container_reopen_log.run,
+    "ExecSync": exec_sync.run,
+}
+
+IMAGE: Final[dict[str, Verb]] = {
+    "PullImage": image_pull.run,
+    "ImageStatus": image_status.run,
+    "ListImages": image_list.run,
+    "RemoveImage": image_remove.run,
+    "ImageFsInfo": image_fs_info.run,
+}
+
+
+def _servicer(base: type[Any], verbs: dict[str, Verb], daemon: Daemon, boundary: Boundary) -> Any:
+    """An object with a method for each RPC of the service; those without a verb say so by name."""
+    servicer = base()
+    for name in dir(base):
+        if not name.startswith("_"):
+            verb = verbs.get(name) or partial(_unimplemented, name)
+            setattr(servicer, name, boundary.unary(name, partial(verb, daemon)))
+    return servicer
+
+
+async def _unimplemented(name: str, daemon: Daemon, request: Any) -> Any:
+    del daemon, request
+    raise Unimplemented(f"{name} is not implemented by this version of thaw")
+
+
+class _Thaw(thaw_pb2_grpc.ThawServicer):
+    """Thaw's own service; its streams end with their readers."""
+
+    def __init__(self, daemon: Daemon, boundary: Boundary) -> None:
+        self._daemon, self._boundary = daemon, boundary
+        self.Pool = boundary.unary("Pool", partial(thaw.pool, daemon))
+        self.Trace = boundary.unary("Trace", partial(thaw.trace, daemon))
+
+    async def Pull(  # noqa: N802 (the protocol's name)
+        self, request: thaw_pb2.PullRequest, context: Any
+    ) -> AsyncIterator[thaw_pb2.PullProgress]:
+        async for each in self._boundary.stream("Pull", thaw.pull(self._daemon, request), context):
+            yield each
+
+    async def Bake(  # noqa: N802 (the protocol's name)
+        self, request: thaw_pb2.BakeRequest, context: Any
+    ) -> AsyncIterator[thaw_pb2.BakeProgress]:
+        async for each in self._boundary.stream("Bake", thaw.bake(self._daemon, request), context):
+            yield each
+
+
+class Server:
+    """Serves a daemon on a unix socket."""
+
+    def __init__(self, daemon: Daemon, path: Path) -> None:
+        self._path = path
+        self._boundary = Boundary()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MAX_REQUEST),
+                ("grpc.max_send_message_length", MAX_RESPONSE),
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=MAX_CONCURRENT,
+        )
+        v1_pb2_grpc.add_RuntimeServiceServicer_to_server(
+            _servicer(v1_pb2_grpc.RuntimeServiceServicer, RUNTIME, daemon, self._boundary),
+            self._server,
+        )
+        v1_pb2_grpc.add_ImageServiceServicer_to_server(
+            _servicer(v1_pb2_grpc.ImageServiceServicer, IMAGE, daemon, self._boundary),
+            self._server,
+        )
+        thaw_pb2_grpc.add_ThawServicer_to_server(_Thaw(daemon, self._boundary), self._server)
+
+    async def start(self) -> None:
+        """Bind the socket and answer. A stale socket is replaced; one that is served is refused
+        (`FailedPrecondition`)."""
+        claim(self._path)
+        # Nobody but root may run pods: the socket is born so.
+        mask = os.umask(0o177)
+        try:
+            self._server.add_insecure_port(f"unix:{self._path}")
+            await self._server.start()
+        except RuntimeError as error:
+            raise FailedPrecondition(
+                f"cannot listen on {self._path}: {error}", hint="choose another --listen"
+            ) from error
+        finally:
+            os.umask(mask)
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls, let those under way end within `grace` seconds, remove the socket."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        await self._server.stop(grace)
+        await self._boundary.drain(grace)
+
+
+def claim(path: Path) -> None:
+    """Make way for a socket at `path`. Raises `FailedPrecondition` where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FailedPrecondition(f"cannot listen on {path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FailedPrecondition(f"{path} exists and is no socket", hint="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise FailedPrecondition(
+        f"another process serves {path}", hint="end it, or choose another --listen"
+    )

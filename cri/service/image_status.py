@@ -1,0 +1,49 @@
+"""ImageStatus: an image that is not here is an empty response."""
+
+from __future__ import annotations
+
+import json
+
+from images.service import Image
+
+from cri.api import v1_pb2 as v1
+from cri.daemon import Daemon
+from hostlib.errors import InvalidArgument, NotFound
+
+
+async def run(daemon: Daemon, request: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
+    if not request.image.image:
+        raise InvalidArgument("no image given")
+    try:
+        found = await daemon.find_image(request.image.image)
+    except NotFound:
+        return v1.ImageStatusResponse()
+    return v1.ImageStatusResponse(image=message(found), info=info(found) if request.verbose else {})
+
+
+def message(image: Image) -> v1.Image:
+    """The image as CRI has it; its user as a number or a name."""
+    name = image.config.user.partition(":")[0]
+    uid = v1.Int64Value(value=int(name)) if name.isdigit() else None
+    return v1.Image(
+        id=image.id,
+        repo_tags=image.repo_tags,
+        repo_digests=image.repo_digests,
+        size=image.size,
+        uid=uid,
+        username="" if uid is not None else name,
+        spec=v1.ImageSpec(image=image.id),
+    )
+
+
+def info(image: Image) -> dict[str, str]:
+    layers = [{"diff_id": each.diff_id, "size": each.size} for each in image.layers]
+    config = {
+        "user": image.config.user,
+        "env": list(image.config.env),
+        "entrypoint": list(image.config.entrypoint),
+        "cmd": list(image.config.cmd),
+        "working_dir": image.config.working_dir,
+        "stop_signal": image.config.stop_signal,
+    }
+    return {"info": json.dumps({"layers": layers, "config": config})}
