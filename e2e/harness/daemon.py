@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-
 from cli.client import Client
 from e2e.harness import leaks
 from e2e.harness.registry import Registry
