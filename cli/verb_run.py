@@ -33,17 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pull", choices=("missing", "always"), default="missing")
     parser.add_argument("image")
     parser.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="...", help="instead of the image's own"
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="instead of the image's command; its entrypoint stays",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     environment = [_variable(text) for text in arguments.env]
-    # An image's entrypoint is replaced, as `kubectl run --command` does.
     container = v1_pb2.ContainerConfig(
         metadata=v1_pb2.ContainerMetadata(name="run"),
         image=v1_pb2.ImageSpec(image=arguments.image),
-        command=arguments.command,
+        args=arguments.command,
         working_dir=arguments.workdir,
         envs=environment,
         log_path="run.log",
