@@ -24,10 +24,13 @@ def default_guest_dir() -> Path:
     return Path("/usr/lib/thaw/guest")
 
 
+_GUEST: Final = default_guest_dir()
+
+
 @dataclass(frozen=True)
 class Guest:
     dir: Path = setting(
-        default_guest_dir(), "The folder with the guest's kernel, initramfs and rehearsal layer."
+        _GUEST, "The folder with the guest's kernel, initramfs and rehearsal layer."
     )
     shapes: tuple[str, ...] = setting(
         ("1x512", "2x2048", "4x4096", "8x16384"),

@@ -14,10 +14,11 @@ from typing import Final
 from images.service import Image, Images
 
 from cri import processes
-from cri.config import Config, shape_size
+from cri.config import Config
 from cri.index import Container, Index, Names, Pod
-from cri.network.api import PodIdentity, PodNetwork
+from cri.network.api import TAP, PodIdentity, PodNetwork
 from cri.pool import Limits, Pool
+from cri.shims import shape_wire
 from cri.snapshots import Snapshots
 from cri.trace import Traces
 from cri.vms import Shim, Vm, Wire, Zygote
@@ -72,24 +73,21 @@ class Daemon:
     def scratch_folder(self) -> Path:
         return self.config.root / "scratch"
 
-    def shim_config(self, vm_id: str, shape: str, snapshot: Path) -> Wire:
+    def shim_config(self, vm_id: str, shape: str, snapshot: Path) -> ShimConfig:
         guest = self.config.guest.dir
-        vcpus, memory = shape_size(shape)
-        return records.to_dict(
-            ShimConfig(
-                instance=self.config.instance,
-                snapshot=str(snapshot),
-                shape={"vcpus": vcpus, "memory_mib": memory},
-                accel=self.config.vm.accel,
-                qemu=self.config.vm.qemu,
-                scratch_template=str(guest / "scratch.ext4"),
-                scratch_dir=str(self.scratch_folder),
-                rehearsal=str(guest / "rehearsal.squashfs"),
-                tap_name="tap0",
-                netns=str(self.netns_folder / vm_id),
-                rehearse=self.config.vm.rehearse,
-                slots=self.config.vm.slots,
-            )
+        return ShimConfig(
+            instance=self.config.instance,
+            snapshot=str(snapshot),
+            shape=shape_wire(shape),
+            accel=self.config.vm.accel,
+            qemu=self.config.vm.qemu,
+            scratch_template=str(guest / "scratch.ext4"),
+            scratch_dir=str(self.scratch_folder),
+            rehearsal=str(guest / "rehearsal.squashfs"),
+            tap_name=TAP,
+            netns=str(self.netns_folder / vm_id),
+            rehearse=self.config.vm.rehearse,
+            slots=self.config.vm.slots,
         )
 
     async def spawn(self, shape: str) -> Vm:

@@ -40,9 +40,9 @@ class Limits:
 class Pool:
     """A queue of ready VMs, refilled in the background; every VM in it has a live shim.
 
-    When it is empty, or for another shape, `take` restores on the spot by the same path. A VM whose
-    shim dies while it waits is thrown away and replaced. After a failure the pool waits, longer each
-    time, before it tries again.
+    When it is empty, or for another shape, `take` restores on the spot by the same path. A VM
+    whose shim dies while it waits is thrown away and replaced. After a failure the pool waits,
+    longer each time, before it tries again.
     """
 
     def __init__(

@@ -6,14 +6,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cri.vms import Wire, Zygote
 from hostlib import failpoint, linux, records
-from hostlib.errors import FailedPrecondition, Internal, ThawError
+from hostlib.errors import FailedPrecondition, ThawError
 from hostlib.tasks import SingleFlight, in_thread
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class BakeState:
 
 
 class Snapshots:
-    """Snapshots by shape. Baking one is a single flight; a failed bake is tried again when asked."""
+    """Snapshots by shape. Baking one is a single flight; one that failed is tried again if asked."""
 
     def __init__(self, state: Path, zygote: Zygote) -> None:
         self._status_file = state / "bake.json"
@@ -100,7 +100,7 @@ class Snapshots:
         state.error, state.phase, state.fraction = "", "waiting", 0.0
         try:
             await failpoint.hit("snapshot.bake")
-            snapshot = await self._run(shape, state, self._zygote.bake(shape))
+            snapshot = await self._run(shape, state)
         except ThawError as error:
             state.error = str(error)
             self._write_status(shape, state)
@@ -120,19 +120,16 @@ class Snapshots:
             log.warning("%s", warning)
         return snapshot
 
-    async def _run(self, shape: str, state: BakeState, events: AsyncIterator[Wire]) -> Snapshot:
-        baked: Wire | None = None
-        async for event in events:
-            if event.get("event") == "baked":
-                baked = event
-                continue
-            state.phase = str(event.get("phase", ""))
-            state.fraction = float(event.get("fraction", 0.0))
+    async def _run(self, shape: str, state: BakeState) -> Snapshot:
+        def progress(phase: str, fraction: float) -> None:
+            if phase != state.phase:
+                log.info("baking shape %s: %s", shape, phase)
+            state.phase, state.fraction = phase, fraction
             self._write_status(shape, state)
             for listener in list(state.listeners):
-                listener(event)
-        if baked is None:
-            raise Internal(f"the bake of shape {shape} ended without a snapshot")
+                listener({"phase": phase, "fraction": fraction})
+
+        baked = await self._zygote.bake(shape, progress)
         key, path = str(baked["key"]), Path(str(baked["path"]))
         ram = self._spare.pop(key, None)
         if ram is None:

@@ -7,12 +7,12 @@ ones are in `cri.shims`, and tests have theirs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shim.records import ContainerRecord, PodRecord
+from shim.records import ContainerRecord, PodRecord, ShimConfig
 
 Wire = dict[str, Any]
 
@@ -58,14 +58,18 @@ class Shim(Protocol):
 
 
 class Zygote(Protocol):
-    """The process from which shims and bakes are forked."""
+    """Where shims and snapshots come from."""
 
-    async def spawn(self, vm_id: str, folder: Path, config: Wire, ram: int) -> Shim:
+    async def spawn(self, vm_id: str, folder: Path, config: ShimConfig, ram: int) -> Shim:
         """A shim whose VM waits, paused. Raises what the shim reports when it fails."""
         ...
 
-    def bake(self, shape: str) -> AsyncIterator[Wire]:
-        """The events of a bake; the last one is ``baked``. Raises what the bake reports."""
+    async def connect(self, vm_id: str, socket: Path, *, timeout: float) -> Shim:
+        """A shim of a former daemon. Raises `Unavailable`, `DeadlineExceeded`."""
+        ...
+
+    async def bake(self, shape: str, progress: Callable[[str, float], None]) -> Wire:
+        """Bake the shape, unless it is there; the event ``baked``."""
         ...
 
     async def load(self, path: Path) -> tuple[str, int]: ...

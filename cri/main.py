@@ -1,0 +1,168 @@
+"""thawd: the daemon that the kubelet and crictl talk to."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from images.service import Images, Limits
+
+from cri import locks, recover
+from cri.config import Config, load
+from cri.daemon import Daemon
+from cri.network.api import NetworkConfig
+from cri.network.create import create as create_network
+from cri.server import Server
+from cri.service.version import thaw_version
+from cri.shims import Shims
+from cri.snapshots import Snapshots
+from cri.vms import Vm
+from hostlib import failpoint
+from hostlib import log as logs
+from hostlib.errors import ThawError
+from shim.client import ZygoteClient
+
+log = logging.getLogger("thawd")
+
+STOP_GRACE: Final = 10.0
+"""Seconds for calls under way when the daemon is told to end."""
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="thawd",
+        description="Kubernetes container runtime (CRI v1) whose pods are microVMs.",
+        epilog="`thaw config default` prints a configuration file with every setting explained.",
+    )
+    parser.add_argument("--config", type=Path, help="the configuration file (TOML)")
+    parser.add_argument("--root", help="the folder of what is kept")
+    parser.add_argument("--state", help="the folder of what a reboot may take")
+    parser.add_argument("--listen", help="the socket, unix:///PATH")
+    parser.add_argument("--log-level", help="debug, info, warning, error")
+    parser.add_argument("--version", action="version", version=f"thawd {thaw_version()}")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry point; exit code 1 when the daemon cannot start, with the reason."""
+    options = arguments(argv)
+    failpoint.load_environment()
+    flags: dict[str, Any] = {
+        "root": _absolute(options.root),
+        "state": _absolute(options.state),
+        "listen": options.listen,
+        "log_level": options.log_level,
+    }
+    try:
+        config = load(options.config, flags)
+        logs.setup(config.log_level, process="thawd")
+        asyncio.run(serve(config))
+    except ThawError as error:
+        print(f"thawd: {error.message}", file=sys.stderr)  # noqa: T201 (a person reads it)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _absolute(path: str | None) -> str | None:
+    return os.path.abspath(path) if path else None
+
+
+async def serve(config: Config) -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        for folder, noun in ((config.root, "root"), (config.state, "state")):
+            stack.callback(os.close, locks.lock(folder, noun))
+        daemon = await _build(config, stack)
+        found = await recover.recover(daemon)
+        await _release_orphans(daemon)
+        server = Server(daemon, config.socket_path)
+        await server.start()
+        stack.push_async_callback(server.stop, STOP_GRACE)
+        daemon.tasks.start(_get_ready(daemon, found.spare), "base snapshot and pool")
+        notify("READY=1")
+        log.info("thawd %s serves %s", thaw_version(), config.listen)
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("told to end; pods run on")
+
+
+async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
+    """The daemon's parts, each closed when the stack unwinds."""
+    for folder in ("snapshots", "scratch", "images"):
+        (config.root / folder).mkdir(mode=0o700, exist_ok=True)
+    for folder in ("vms", "netns"):
+        (config.state / folder).mkdir(mode=0o700, exist_ok=True)
+    images = Images(
+        config.root / "images",
+        registry_config=Path(config.registry.config_path) if config.registry.config_path else None,
+        limits=Limits(),
+    )
+    await images.open()
+    stack.push_async_callback(images.close)
+    settings = config.network
+    network = create_network(
+        NetworkConfig(
+            mode=settings.mode,  # type: ignore[arg-type] (one of the choices, as checked)
+            subnet=settings.subnet,
+            mtu=settings.mtu,
+            cni_conf_dir=settings.cni_conf_dir,
+            cni_bin_dirs=settings.cni_bin_dirs,
+            cni_timeout=settings.cni_timeout_seconds,
+        ),
+        config.instance,
+        config.state,
+        config.root,
+    )
+    zygote = ZygoteClient(log_level=config.log_level)
+    await zygote.start()
+    stack.push_async_callback(zygote.stop)
+    await network.start()
+    stack.push_async_callback(network.close)
+    shims = Shims(config, zygote)
+    daemon = Daemon(config, images, network, shims, Snapshots(config.state, shims))
+    shims.on_event = daemon.handle_event
+    stack.push_async_callback(daemon.close)
+    return daemon
+
+
+async def _release_orphans(daemon: Daemon) -> None:
+    """Images that containers of pods held which are gone: a crash may have kept their holds."""
+    live = {each.id for each in daemon.index.containers}
+    for holder in await daemon.images.holders():
+        if holder not in live:
+            await daemon.images.release(holder)
+
+
+async def _get_ready(daemon: Daemon, spare: list[Vm]) -> None:
+    if not daemon.config.snapshot.on_demand or spare:
+        await daemon.keep_base_ready()
+        await recover.return_to_pool(daemon, spare)
+    if not daemon.config.snapshot.on_demand:
+        daemon.pool.start()
+
+
+def notify(text: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sink, contextlib.suppress(OSError):
+        sink.connect("\0" + path[1:] if path.startswith("@") else path)
+        sink.send(text.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Shims and the zygote as the daemon calls them: docs/shim-protocol.md over `shim.client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cri.config import Config, shape_size
+from cri.vms import ExecResult, Wire
+from hostlib.errors import Internal
+from shim.client import Reply, ShimClient, ZygoteClient
+from shim.protocol import close_all
+from shim.records import ContainerRecord, PodRecord, ShimConfig, to_dict
+
+Event = Callable[[str, Wire], None]
+
+# Beyond a call's own time-out: what the shim needs to answer.
+SLACK: Final = 15.0
+
+
+class RemoteShim:
+    """A connected shim; `cri.vms.Shim` says what its methods do."""
+
+    def __init__(self, client: ShimClient, config: Config) -> None:
+        self._client = client
+        self._timeouts = config.timeouts
+        self.closed = asyncio.Event()
+        client.closed.add_done_callback(lambda _: self.closed.set())
+
+    async def _call(
+        self,
+        method: str,
+        params: Wire | None = None,
+        *,
+        fds: Sequence[int] = (),
+        timeout: float | None = None,
+    ) -> Reply:
+        limit = self._timeouts.call_seconds if timeout is None else timeout
+        return await self._client.call(method, params, fds, timeout=limit)
+
+    async def describe(self) -> Wire:
+        return (await self._call("describe")).result
+
+    async def ram(self) -> tuple[str, int]:
+        reply = await self._call("ram")
+        if len(reply.fds) != 1:
+            close_all(reply.fds)
+            raise Internal("the shim sent no RAM")
+        return str(reply.result.get("key")), reply.fds[0]
+
+    async def bind(self, pod: PodRecord, network: Wire, identity: Wire, cgroup: str | None) -> Wire:
+        params = {
+            "pod": to_dict(pod),
+            "network": network,
+            "identity": identity,
+            "cgroup": cgroup,
+        }
+        return (await self._call("bind", params, timeout=self._timeouts.bind_seconds)).result
+
+    async def pod_stop(self) -> None:
+        await self._call("pod.stop")
+
+    async def container_create(
+        self,
+        container: ContainerRecord,
+        spec: Wire,
+        layers: Sequence[Mapping[str, str]],
+        mounts: Sequence[Mapping[str, Any]],
+        fds: Sequence[int],
+    ) -> None:
+        params = {
+            "container": to_dict(container),
+            "spec": spec,
+            "layers": list(layers),
+            "mounts": list(mounts),
+        }
+        await self._call("container.create", params, fds=fds)
+
+    async def container_start(self, container_id: str) -> int:
+        return int((await self._call("container.start", {"id": container_id})).result["started_at"])
+
+    async def container_stop(self, container_id: str, number: int, timeout: float) -> None:
+        params = {"id": container_id, "signal": number, "timeout": timeout}
+        await self._call("container.stop", params, timeout=timeout + self._timeouts.call_seconds)
+
+    async def container_remove(self, container_id: str) -> None:
+        await self._call("container.remove", {"id": container_id})
+
+    async def container_reopen_log(self, container_id: str) -> None:
+        await self._call("container.reopen_log", {"id": container_id})
+
+    async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult:
+        params = {"container": container_id, "process": process, "timeout": timeout}
+        # No time-out means that the command may run as long as its container.
+        limit = timeout + SLACK if timeout else float("inf")
+        reply = await self._client.call(
+            "exec_sync", params, timeout=None if limit == float("inf") else limit
+        )
+        split = int(reply.result["stdout_bytes"])
+        if not 0 <= split <= len(reply.body):
+            raise Internal("the shim's answer is torn")
+        return ExecResult(int(reply.result["exit_code"]), reply.body[:split], reply.body[split:])
+
+    async def shutdown(self) -> None:
+        await self._call("shutdown")
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class Shims:
+    """Makes shims and connects to those that live; what they tell goes to `on_event`."""
+
+    def __init__(self, config: Config, zygote: ZygoteClient) -> None:
+        self._config = config
+        self._zygote = zygote
+        self.on_event: Event = lambda _vm_id, _event: None
+
+    async def connect(self, vm_id: str, socket: Path, *, timeout: float) -> RemoteShim:
+        """A shim of a former daemon. Raises `Unavailable`, `DeadlineExceeded`."""
+        client = await ShimClient.connect(socket, on_event=self._handler(vm_id), timeout=timeout)
+        return RemoteShim(client, self._config)
+
+    async def spawn(self, vm_id: str, folder: Path, config: ShimConfig, ram: int) -> RemoteShim:
+        """A shim whose VM waits, paused. Raises what the shim reports when it fails."""
+        spawned = await self._zygote.spawn(
+            vm_id, folder, config, ram, on_event=self._handler(vm_id)
+        )
+        try:
+            await spawned.client.wait_ready(self._config.timeouts.spawn_seconds)
+        except BaseException:
+            await spawned.client.close()
+            raise
+        return RemoteShim(spawned.client, self._config)
+
+    def _handler(self, vm_id: str) -> Callable[[Wire], None]:
+        return lambda event: self.on_event(vm_id, event)
+
+    async def bake(self, shape: str, progress: Callable[[str, float], None]) -> Wire:
+        """Bake the shape, unless it is there; the event ``baked``."""
+        return await self._zygote.bake(
+            guest_dir=self._config.guest.dir,
+            snapshots_dir=self._config.root / "snapshots",
+            shape=shape_wire(shape),
+            accel=self._config.vm.accel,
+            qemu=self._config.vm.qemu,
+            on_progress=progress,
+        )
+
+    async def load(self, path: Path) -> tuple[str, int]:
+        return await self._zygote.load(path)
+
+    async def verify(self, key: str, ram: int) -> bool:
+        return await self._zygote.verify(key, ram)
+
+
+def shape_wire(shape: str) -> Wire:
+    """A shape as the shim protocol has it."""
+    vcpus, memory_mib = shape_size(shape)
+    return {"vcpus": vcpus, "memory_mib": memory_mib}
+
+
+def shape_text(wire: Wire) -> str:
+    """The opposite of `shape_wire`."""
+    return f"{wire.get('vcpus')}x{wire.get('memory_mib')}"
