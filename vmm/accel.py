@@ -87,7 +87,8 @@ def probe(
     if override == "kvm":
         if closed:
             raise FailedPrecondition(
-                f"accel is set to kvm, but {closed}", hint='load the kvm module, or set accel = "auto"'
+                f"accel is set to kvm, but {closed}",
+                hint='load the kvm module, or set accel = "auto"',
             )
         return Accelerator("kvm", "accel is set to kvm", forced=True)
     if closed:

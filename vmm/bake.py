@@ -40,6 +40,7 @@ _SETTLE_TIMEOUT: Final = 15.0
 _SETTLE_WINDOW: Final = 0.25
 _SETTLE_WINDOWS: Final = 2
 _IDLE_SHARE: Final = 0.04
+_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -82,15 +83,22 @@ async def _boot(
 
 
 def _store_ram(memory: int, target: Path, size: int) -> str:
-    with open(target, "xb") as sink:
-        os.fchmod(sink.fileno(), 0o600)
-        digest = sparse.copy(memory, sink.fileno(), size)
-        os.fsync(sink.fileno())
+    sink = os.open(target, _NEW_FILE, 0o600)
+    try:
+        digest = sparse.copy(memory, sink, size)
+        os.fsync(sink)
+    finally:
+        os.close(sink)
     return digest
 
 
 async def _capture(
-    inputs: Inputs, staged: Path, folder: Path, guest: GuestImage, accel: Accelerator, qemu: str,
+    inputs: Inputs,
+    staged: Path,
+    folder: Path,
+    guest: GuestImage,
+    accel: Accelerator,
+    qemu: str,
     progress: Progress,
 ) -> Snapshot:
     size = inputs.shape.memory_bytes
@@ -109,10 +117,12 @@ async def _capture(
             progress("saving devices", 0.7)
             await vm.pause()
             await failpoint.hit("bake.save")
-            with open(staged / "devices", "xb") as sink:
-                os.fchmod(sink.fileno(), 0o600)
-                await vm.save_devices(sink.fileno())
-                await in_thread(os.fsync, sink.fileno())
+            sink = os.open(staged / "devices", _NEW_FILE, 0o600)
+            try:
+                await vm.save_devices(sink)
+                await in_thread(os.fsync, sink)
+            finally:
+                os.close(sink)
         finally:
             await vm.kill()
         progress("saving memory", 0.8)
@@ -128,7 +138,11 @@ async def _capture(
 
 
 async def _bake_with(
-    guest: GuestImage, shape: MachineShape, snapshots: Path, accel: Accelerator, qemu: str,
+    guest: GuestImage,
+    shape: MachineShape,
+    snapshots: Path,
+    accel: Accelerator,
+    qemu: str,
     progress: Progress,
 ) -> Snapshot:
     inputs = Inputs.of(await identify(qemu), accel.name, shape, guest)

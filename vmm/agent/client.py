@@ -113,9 +113,7 @@ class AgentClient:
         client._transport = transport
         transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)
         try:
-            transport.write(
-                encode_message(client.nonce, Type.HELLO, 0, {"protocol": PROTOCOL})
-            )
+            transport.write(encode_message(client.nonce, Type.HELLO, 0, {"protocol": PROTOCOL}))
             async with asyncio.timeout(timeout):
                 client.hello = await asyncio.shield(client._greeted)
         except TimeoutError as error:

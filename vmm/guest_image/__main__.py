@@ -13,19 +13,25 @@ from vmm.guest_image import build, scratch
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
+def default_agent() -> Path:
+    """Where cargo puts the agent, with an explicit target or without; the newest wins."""
+    target = PROJECT / "guest_agent" / "target"
+    plain = target / "release" / "thaw-agent"
+    found = [path for path in (plain, *target.glob("*/release/thaw-agent")) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=plain)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m vmm.guest_image", description=build.__doc__)
-    parser.add_argument("--out", type=Path, default=PROJECT / ".build" / "guest")
-    parser.add_argument(
-        "--agent", type=Path, default=PROJECT / "guest_agent/target/release/thaw-agent"
+    parser = argparse.ArgumentParser(
+        prog="python -m vmm.guest_image", description="Build the guest image."
     )
+    parser.add_argument("--out", type=Path, default=PROJECT / ".build" / "guest")
+    parser.add_argument("--agent", type=Path, default=default_agent())
     parser.add_argument("--kernel-package", type=Path, help="a kernel .deb instead of the mirror's")
     parser.add_argument(
         "--scratch-size", type=int, default=scratch.DEFAULT_SIZE, help="bytes of the scratch disk"
     )
-    parser.add_argument(
-        "--refresh", action="store_true", help="ask the mirror for a newer kernel"
-    )
+    parser.add_argument("--refresh", action="store_true", help="ask the mirror for a newer kernel")
     args = parser.parse_args()
     try:
         image = asyncio.run(

@@ -78,9 +78,7 @@ async def build(
     instead of the mirror's. Raises `FailedPrecondition` when the agent is missing.
     """
     if not agent.is_file():
-        raise FailedPrecondition(
-            f"the guest agent {agent} is missing", hint="build it: make agent"
-        )
+        raise FailedPrecondition(f"the guest agent {agent} is missing", hint="build it: make agent")
     out.mkdir(parents=True, exist_ok=True)
     work = work or out.parent
     found = package or await kernel.fetch(work, refresh=refresh)
@@ -95,9 +93,7 @@ async def build(
         packed = await in_thread(_pack_modules, built.modules)
         archive = await in_thread(initramfs, binary, packed)
         await in_thread(
-            lambda: records.write_bytes(
-                out / "initramfs.cpio", archive, durable=False, mode=0o644
-            )
+            lambda: records.write_bytes(out / "initramfs.cpio", archive, durable=False, mode=0o644)
         )
         await in_thread(shutil.copyfile, built.image, out / ".vmlinuz.tmp")
         os.rename(out / ".vmlinuz.tmp", out / "vmlinuz")

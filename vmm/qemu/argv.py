@@ -106,13 +106,15 @@ def _hardware(accel: str, shape: MachineShape) -> list[str]:
 def argv(machine: Machine) -> list[str]:
     """The command line that starts `machine`."""
     share = "on" if machine.ram_shared else "off"
+    memory = (
+        f"memory-backend-file,id=ram0,size={machine.shape.memory_mib}M,"
+        f"mem-path={_escape(machine.ram_path)},share={share}"
+    )
     line = [
         machine.qemu,
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
         *("-sandbox", SANDBOX),
-        "-object",
-        f"memory-backend-file,id=ram0,size={machine.shape.memory_mib}M,"
-        f"mem-path={_escape(machine.ram_path)},share={share}",
+        *("-object", memory),
         *("-chardev", f"socket,id=qmp,fd={machine.qmp_fd}"),
         *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=agent,fd={machine.agent_fd}"),

@@ -49,7 +49,9 @@ async def identify(path: str) -> QemuBuild:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise FailedPrecondition(f"QEMU {path} is not there: {error.strerror}", hint=_HINT) from error
+        raise FailedPrecondition(
+            f"QEMU {path} is not there: {error.strerror}", hint=_HINT
+        ) from error
     key = (path, found.st_ino, found.st_size, found.st_mtime_ns)
     if (build := _known.get(key)) is not None:
         return build

@@ -124,7 +124,7 @@ class Process:
                 env=_ENVIRONMENT,
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
-                preexec_fn=child_setup,  # noqa: PLW1509
+                preexec_fn=child_setup,
                 bufsize=0,
             )
         except FileNotFoundError as error:
