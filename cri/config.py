@@ -1,5 +1,7 @@
 """The daemon's configuration; `hostlib.config` says how it is read."""
 
+# ruff: noqa: RUF009 (`setting` makes a dataclass field, which ruff cannot see)
+
 from __future__ import annotations
 
 import ipaddress
@@ -10,6 +12,7 @@ from typing import Any, Final
 
 from hostlib import config, ids, log
 from hostlib.config import BadValue, setting
+from images.model import GIB, MIB, Limits
 
 SHAPE: Final = r"[1-9][0-9]?x[1-9][0-9]{1,6}"
 
@@ -29,9 +32,7 @@ _GUEST: Final = default_guest_dir()
 
 @dataclass(frozen=True)
 class Guest:
-    dir: Path = setting(
-        _GUEST, "The folder with the guest's kernel, initramfs and rehearsal layer."
-    )
+    dir: Path = setting(_GUEST, "The folder with the guest's kernel, initramfs, rehearsal layer.")
     shapes: tuple[str, ...] = setting(
         ("1x512", "2x2048", "4x4096", "8x16384"),
         "The ladder of machine shapes, CPUSxMEMORY in MiB, smallest first. A pod gets the first\n"
@@ -108,11 +109,11 @@ class Registry:
 @dataclass(frozen=True)
 class Images:
     max_layers: int = setting(127, "More layers than this are refused.", minimum=1, maximum=1000)
-    max_image_gib: int = setting(
-        64, "An image that unpacks to more than this is refused.", minimum=1
+    max_layer_gib: int = setting(
+        64, "A layer that unpacks to more than this is refused.", minimum=1
     )
-    max_files: int = setting(
-        4_000_000, "A layer with more entries than this is refused.", minimum=1
+    max_layer_entries: int = setting(
+        4_000_000, "A layer with more files than this is refused.", minimum=1
     )
     parallel: int = setting(
         3, "How many layers are downloaded and converted at a time.", minimum=1, maximum=64
@@ -235,6 +236,18 @@ class Config:
     def instance(self) -> str:
         """What marks this daemon's global names."""
         return ids.instance_id(self.root)
+
+
+def image_limits(images: Images) -> Limits:
+    """The section as the image store wants it."""
+    return Limits(
+        layer_bytes=images.max_layer_gib * GIB,
+        layer_entries=images.max_layer_entries,
+        layers=images.max_layers,
+        parallel_layers=images.parallel,
+        stall_timeout=images.stall_seconds,
+        min_free_bytes=images.min_free_mib * MIB,
+    )
 
 
 def load(file: Path | None, flags: dict[str, Any] | None = None) -> Config:

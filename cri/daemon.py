@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from images.service import Image, Images
+from images.service import Images
 
 from cri import processes
 from cri.config import Config
@@ -25,6 +25,7 @@ from cri.vms import Shim, Vm, Wire, Zygote
 from hostlib import failpoint, ids, linux
 from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ThawError, Unavailable
 from hostlib.tasks import SingleFlight, Tasks, in_thread
+from images.model import Image
 from shim import records
 from shim.records import ContainerRecord, ShimConfig
 

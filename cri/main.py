@@ -11,12 +11,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from images.service import Images, Limits
+from images.service import Images
 
 from cri import locks, recover
-from cri.config import Config, load
+from cri.config import Config, image_limits, load
 from cri.daemon import Daemon
 from cri.network.api import NetworkConfig
 from cri.network.create import create as create_network
@@ -108,14 +108,14 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
     images = Images(
         config.root / "images",
         registry_config=Path(config.registry.config_path) if config.registry.config_path else None,
-        limits=Limits(),
+        limits=image_limits(config.images),
     )
     await images.open()
     stack.push_async_callback(images.close)
     settings = config.network
     network = create_network(
         NetworkConfig(
-            mode=settings.mode,  # type: ignore[arg-type] (one of the choices, as checked)
+            mode=cast("Any", settings.mode),
             subnet=settings.subnet,
             mtu=settings.mtu,
             cni_conf_dir=settings.cni_conf_dir,

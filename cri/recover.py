@@ -1,11 +1,11 @@
 """A daemon starts: what the former one left is adopted, returned to the pool, or cleared away.
 
-Assumptions: nobody else works in this state folder (it is locked), and shims are the authority for
-what they hold. Each shim has a time budget of its own; one that is broken never stops the start, nor
-the others.
+Assumptions: nobody else works in this state folder (it is locked), and shims are the authority
+for what they hold. Each shim has a time budget of its own; one that is broken never stops the
+start, nor the others.
 
-* bound to a pod, alive: adopted. Alive but silent: its pod stays as its records say, and the shim is
-  asked again in the background, then ended;
+* bound to a pod, alive: adopted. Alive but silent: its pod stays as its records say, and the shim
+  is asked again in the background, then ended;
 * bound to a pod, dead: its records say what was; the pod is NOTREADY, its containers have exited;
 * unbound, alive, paused, of the current snapshot: back to the pool, once that snapshot is known;
 * everything else is killed and removed, and so is every namespace, scratch disk and address that

@@ -47,7 +47,7 @@ class BakeState:
 
 
 class Snapshots:
-    """Snapshots by shape. Baking one is a single flight; one that failed is tried again if asked."""
+    """Snapshots by shape. A bake is a single flight; one that failed is tried again if asked."""
 
     def __init__(self, state: Path, zygote: Zygote) -> None:
         self._status_file = state / "bake.json"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
-from images.service import Image
 
 from cri import oci_spec, signals
 from cri.api import v1_pb2 as v1
@@ -25,6 +24,7 @@ from hostlib.errors import (
     ResourceExhausted,
 )
 from hostlib.tasks import in_thread
+from images.model import Image
 from shim.records import ContainerMetadata, ContainerRecord, ImageRecord
 
 
@@ -76,7 +76,7 @@ async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     descriptors: list[int] = []
     try:
         for mount in built.mounts:
-            descriptors.append(await in_thread(open_host_path, mount.host_path))
+            descriptors += [await in_thread(open_host_path, mount.host_path)]
         await shim.container_create(
             record, built.spec, layers(image), _shares(built.mounts), descriptors
         )

@@ -16,9 +16,7 @@ async def run(daemon: Daemon, request: v1.ImageFsInfoRequest) -> v1.ImageFsInfoR
     images = await daemon.images.usage()
     used, inodes = await in_thread(_measure, daemon.scratch_folder)
     return v1.ImageFsInfoResponse(
-        image_filesystems=[
-            _usage(daemon.config.root / "images", images.used_bytes, images.inodes_used)
-        ],
+        image_filesystems=[_usage(Path(images.mountpoint), images.bytes, images.inodes)],
         container_filesystems=[_usage(daemon.scratch_folder, used, inodes)],
     )
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-
-from images.service import Auth
-
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from hostlib.errors import InvalidArgument
+from images.model import Auth
 
 
 async def run(daemon: Daemon, request: v1.PullImageRequest) -> v1.PullImageResponse:
@@ -20,21 +16,13 @@ async def run(daemon: Daemon, request: v1.PullImageRequest) -> v1.PullImageRespo
 
 
 def credentials(auth: v1.AuthConfig) -> Auth | None:
-    """What the kubelet found for the registry; None for nothing. Raises `InvalidArgument`."""
-    username, password = auth.username, auth.password
-    if auth.auth and not username:
-        try:
-            text = base64.b64decode(auth.auth, validate=True).decode().rstrip("\0")
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise InvalidArgument("auth is not base64 of user:password") from error
-        username, colon, password = text.partition(":")
-        if not colon:
-            raise InvalidArgument("auth is not base64 of user:password")
-    if not any((username, password, auth.identity_token, auth.registry_token)):
-        return None
-    return Auth(
-        username=username,
-        password=password,
+    """What the kubelet found for the registry; None for nothing."""
+    found = Auth(
+        username=auth.username,
+        password=auth.password,
+        auth=auth.auth,
+        server_address=auth.server_address,
         identity_token=auth.identity_token,
         registry_token=auth.registry_token,
     )
+    return None if found == Auth(server_address=auth.server_address) else found

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-from images.service import Image
-
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from hostlib.errors import InvalidArgument, NotFound
+from images.model import Image
 
 
 async def run(daemon: Daemon, request: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
@@ -33,6 +32,7 @@ def message(image: Image) -> v1.Image:
         uid=uid,
         username="" if uid is not None else name,
         spec=v1.ImageSpec(image=image.id),
+        pinned=image.pinned,
     )
 
 

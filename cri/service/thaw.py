@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from images.service import Auth, Progress
-
 from cri.api import thaw_pb2 as api
 from cri.daemon import Daemon
 from cri.vms import Wire
 from hostlib.errors import InvalidArgument
+from images.model import Auth, LayerProgress, Progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,13 +58,18 @@ async def pull(daemon: Daemon, request: api.PullRequest) -> AsyncIterator[api.Pu
     def work(report: Callable[[Progress], None]) -> Coroutine[Any, Any, Any]:
         return daemon.images.pull(request.image, auth=auth, progress=report)
 
+    told: dict[str, LayerProgress] = {}
     async for item in with_progress(work):
         if isinstance(item, tuple):
             yield api.PullProgress(phase="done", image_ref=item[0].id)
-        else:
-            yield api.PullProgress(
-                layer=item.layer, phase=item.phase, current=item.current, total=item.total or 0
-            )
+            continue
+        for layer in item.layers:
+            # A message for each layer that moved, not for each layer each time.
+            if told.get(layer.digest) != layer:
+                told[layer.digest] = layer
+                yield api.PullProgress(
+                    layer=layer.digest, phase=layer.state, current=layer.done, total=layer.total
+                )
 
 
 async def bake(daemon: Daemon, request: api.BakeRequest) -> AsyncIterator[api.BakeProgress]:
