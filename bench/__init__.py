@@ -1,0 +1,1 @@
+"""Benchmarks: they drive the programs from outside, write JSON and draw it."""
