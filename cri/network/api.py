@@ -74,12 +74,15 @@ class NetworkConfig:
     """The network section of the configuration.
 
     ``mode`` ``auto`` takes CNI where ``cni_conf_dir`` holds a configuration, and the built-in
-    bridge otherwise. ``subnet`` is the built-in network's, IPv4, CIDR. Time-outs are in seconds.
+    bridge otherwise. ``subnet`` is the built-in network's, IPv4, CIDR;
+    an empty ``bridge`` is named after the instance. Time-outs are in seconds.
     """
 
     mode: Literal["auto", "cni", "builtin"] = "auto"
     subnet: str = "10.88.0.0/16"
     mtu: int = 1500
+    bridge: str = ""
+    masquerade: bool = True
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dirs: tuple[Path, ...] = field(default=(Path("/opt/cni/bin"), Path("/usr/lib/cni")))
     cni_timeout: float = 60.0

@@ -72,7 +72,8 @@ class BuiltinNetwork:
     def __init__(self, config: NetworkConfig, instance: str, state: Path) -> None:
         self._instance = instance
         self._mtu = config.mtu
-        self._bridge = bridge_name(instance)
+        self._bridge = config.bridge or bridge_name(instance)
+        self._masquerade = config.masquerade
         self._bridge_mac = mac_of(instance, "bridge")
         self._leases = Leases(state / "network" / "leases", parse_subnet(config.subnet))
         self._published: dict[str, tuple[str, Published]] = {}
@@ -92,7 +93,8 @@ class BuiltinNetwork:
             await failpoint.hit("network.start")
             await self._make_bridge(self._host)
             subnet = str(self._leases.subnet)
-            await nft.apply(nft.ruleset(self._instance, self._bridge, subnet))
+            rules = nft.ruleset(self._instance, self._bridge, subnet, masquerade=self._masquerade)
+            await nft.apply(rules)
         except (ThawError, NetlinkError, OSError) as error:
             failure = (
                 error

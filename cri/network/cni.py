@@ -165,8 +165,14 @@ class CniNetwork:
             await netlink.join(inner, found[INTERFACE], found[TAP])
         return guest
 
-    async def detach(self, vm_id: str, netns: Path, pod: PodIdentity, opaque: Wire) -> None:
-        if opaque.get("kind") == KIND and not self._path(pod.id).exists() and opaque.get("plugins"):
+    async def detach(
+        self,
+        vm_id: str,  # noqa: ARG002
+        netns: Path,
+        pod: PodIdentity,
+        opaque: Wire,
+    ) -> None:
+        if opaque.get("plugins") and not self._path(pod.id).exists():
             # The cache is gone, or DEL was done before: plugins must take a second DEL.
             self._remember(pod.id, opaque)
         await self._undo(pod, netns, quiet=False)
@@ -275,7 +281,7 @@ class CniNetwork:
             raise plugin_error(f"CNI plugin {kind} {command}", done)
         return _result(done.stdout, kind) if command == "ADD" else None
 
-    async def check(self, vm_id: str, netns: Path, pod: PodIdentity) -> None:
+    async def check(self, netns: Path, pod: PodIdentity) -> None:
         """CHECK: whether the pod's network is still as ADD left it. Raises what a plugin reports;
         plugins know it since 0.4.0, for older configurations nothing is done."""
         cached = records.read(self._path(pod.id), _CACHE, _VERSION)

@@ -1,7 +1,7 @@
 """Which network the daemon gets: CNI where it is configured, else the built-in bridge.
 
-The choice is made anew for each VM, since a configuration may come or go while the daemon runs. What
-a pod was attached by is noted in its record, and that network takes it off again.
+The choice is made anew for each VM, since a configuration may come or go while the daemon runs.
+What a pod was attached by is noted in its record, and that network takes it off again.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class AutoNetwork:
 def create(config: NetworkConfig, instance: str, state: Path, root: Path) -> PodNetwork:
     """The network of this daemon; `start` it before anything else.
 
-    Everything that it keeps lies under `state`: a reboot takes pods and links with it. `root` is not
-    used for that reason. Raises `InvalidArgument` for a bad subnet.
+    Everything that it keeps lies under `state`: a reboot takes pods and links with it. `root` is
+    not used for that reason. Raises `InvalidArgument` for a bad subnet.
     """
     del root
     return AutoNetwork(config, instance, state)

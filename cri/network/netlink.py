@@ -1,8 +1,8 @@
 """rtnetlink for pod networks: in the host's namespace, and for a moment inside a VM's.
 
 A socket stays in the namespace in which it was made, whatever its owner does later. So a
-short-lived thread enters the VM's namespace, opens a socket, and ends; the event loop then uses that socket as
-any other. No thread that lives on ever changes its namespace.
+short-lived thread enters the VM's namespace, opens a socket, and ends; the event loop then
+uses that socket as any other. No thread that lives on ever changes its namespace.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ def table(instance: str) -> str:
     return f"inet thaw-{instance}"
 
 
-def ruleset(instance: str, bridge: str, subnet: str) -> str:
+def ruleset(instance: str, bridge: str, subnet: str, *, masquerade: bool) -> str:
     """Make or renew the table; the elements of its maps stay.
 
-    - A pod's traffic to the outside leaves with the host's address.
+    - With `masquerade` a pod's traffic to the outside leaves with the host's address.
     - What goes through a host port to the bridge (from the host's own loopback, or from a pod)
       leaves with the bridge's address, else the answer would go another way.
     - Host ports on 127.0.0.1 need route_localnet on the bridge, and that would open the host's
@@ -80,6 +80,8 @@ def ruleset(instance: str, bridge: str, subnet: str) -> str:
     source = "inet_proto . inet_service"
     key = "meta l4proto . th dport"
     target = "ipv4_addr . inet_service"
+    if not masquerade:
+        chains["postrouting"][1].pop()
     lines = [
         f"add table {name}",
         f"add map {name} ports {{ type {source} : {target}; }}",

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import select
+import socket
 import struct
 import subprocess
 import threading
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from cri.network.api import Wire
 from hostlib import failpoint, linux
+from hostlib.tasks import in_thread
 
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
@@ -103,7 +106,7 @@ class Machine:
                 with contextlib.suppress(OSError):
                     os.write(other[tap], os.read(tap, 1 << 17))
 
-    def configure(self, guest: dict) -> None:
+    def configure(self, guest: Wire) -> None:
         """What the guest agent does with its ``network`` object."""
         net = self.guest
         sh("ip", "link", "set", "lo", "up", netns=net)
@@ -190,3 +193,77 @@ def trace() -> tuple[str, str]:
         line.split(":")[1].split("@")[0].strip() for line in sh("ip", "-o", "link").splitlines()
     )
     return " ".join(names), sh("nft", "list", "ruleset")
+
+
+HERE = "/proc/self/ns/net"
+
+
+class Server:
+    """Answers each TCP connection inside a namespace with what it got."""
+
+    def __init__(self, netns: Path | str, port: int) -> None:
+        self.sockets: list[socket.socket] = []
+
+        def listen() -> None:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("0.0.0.0", port))
+            sock.listen()
+            self.sockets.append(sock)
+
+        in_netns(netns, listen)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self.sockets[0].accept()
+            except OSError:
+                return
+            with peer:
+                got = b""
+                while chunk := peer.recv(65536):
+                    got += chunk
+                peer.sendall(got)
+
+    def close(self) -> None:
+        self.sockets[0].shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.sockets[0].close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def make(netns: Path | str, port: int) -> Server:
+        made.append(Server(netns, port))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+async def echo(
+    netns: Path | str, address: str, port: int, data: bytes = b"hello", timeout: float = 10
+) -> bytes:
+    """Send `data` from the namespace, and what comes back."""
+    got = bytearray()
+
+    def talk() -> None:
+        with socket.create_connection((address, port), timeout=timeout) as sock:
+
+            def send() -> None:
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            while chunk := sock.recv(65536):
+                got.extend(chunk)
+            sender.join()
+
+    await in_thread(in_netns, netns, talk)
+    return bytes(got)

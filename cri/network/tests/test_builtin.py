@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import socket
-import subprocess
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from cri.network import builtin
 from cri.network.api import HostPort, NetworkConfig, PodIdentity
 from cri.network.builtin import BuiltinNetwork
-from cri.network.tests.conftest import Machine, in_netns, sh, trace
+from cri.network.tests.conftest import HERE, Machine, Server, echo, sh, trace
 from hostlib import failpoint
-from hostlib.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from hostlib.tasks import in_thread
+from hostlib.errors import FailedPrecondition
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -36,88 +32,6 @@ async def network(tmp_path: Path, host: None) -> AsyncIterator[BuiltinNetwork]:
     await made.start()
     yield made
     await made.close()
-
-
-class Server:
-    """Answers each TCP connection inside a namespace with what it got."""
-
-    def __init__(self, netns: Path | str, port: int, udp: bool = False) -> None:
-        self.sockets: list[socket.socket] = []
-
-        def listen() -> None:
-            kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
-            sock = socket.socket(socket.AF_INET, kind)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("0.0.0.0", port))
-            if not udp:
-                sock.listen()
-            self.sockets.append(sock)
-
-        in_netns(netns, listen)
-        self.thread = threading.Thread(target=self._udp if udp else self._serve, daemon=True)
-        self.peers: list[str] = []
-        self.thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                peer, address = self.sockets[0].accept()
-            except OSError:
-                return
-            self.peers.append(address[0])
-            with peer:
-                got = b""
-                while chunk := peer.recv(65536):
-                    got += chunk
-                peer.sendall(got)
-
-    def _udp(self) -> None:
-        while True:
-            data, address = self.sockets[0].recvfrom(65536)
-            if data == b"stop":
-                return
-            self.sockets[0].sendto(data, address)
-
-    def close(self) -> None:
-        self.sockets[0].shutdown(socket.SHUT_RDWR)
-        self.thread.join()
-        self.sockets[0].close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
-
-    def make(netns: Path | str, port: int) -> Server:
-        made.append(Server(netns, port))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-async def echo(
-    netns: Path | str, address: str, port: int, data: bytes = b"hello", timeout: float = 10
-) -> bytes:
-    """Send `data` from the namespace, and what comes back."""
-    got = bytearray()
-
-    def talk() -> None:
-        with socket.create_connection((address, port), timeout=timeout) as sock:
-            sender = threading.Thread(
-                target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR))
-            )
-            sender.start()
-            while chunk := sock.recv(65536):
-                got.extend(chunk)
-            sender.join()
-
-    await in_thread(in_netns, netns, talk)
-    return bytes(got)
-
-
-HERE = "/proc/self/ns/net"
 
 
 async def test_traffic_host_to_pod_and_pod_to_pod(
@@ -140,3 +54,143 @@ async def test_traffic_host_to_pod_and_pod_to_pod(
     for vm, pod, held in ((one, ONE, first), (two, TWO, second)):
         await network.detach(vm.id, vm.netns, pod, held.opaque)
         await network.detach(vm.id, vm.netns, pod, held.opaque)
+
+
+async def test_host_ports_from_loopback_outside_and_the_pod_itself(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], serve: Callable[..., Server]
+) -> None:
+    one, two = machine("vm000001"), machine("vm000002")
+    ports = [HostPort("tcp", 80, 8081), HostPort("tcp", 80, 8082, "127.0.0.1")]
+    held = await network.attach(one.id, one.netns, ONE, port_mappings=ports)
+    one.configure(held.guest)
+    serve(one.guest, 80)
+    other = await network.attach(two.id, two.netns, TWO)
+    two.configure(other.guest)
+    assert await echo(HERE, "127.0.0.1", 8081, BIG) == BIG
+    assert await echo(HERE, "127.0.0.1", 8082) == b"hello"
+    assert await echo(HERE, "10.99.0.1", 8081) == b"hello"
+    assert await echo(two.guest, "10.99.0.1", 8081) == b"hello"
+    assert await echo(one.guest, "10.99.0.1", 8081) == b"hello"
+    with pytest.raises(OSError):
+        await echo(HERE, "10.99.0.1", 8082)
+    with pytest.raises(FailedPrecondition, match="taken by pod"):
+        await network.attach(two.id, two.netns, TWO, port_mappings=ports[:1])
+    await network.detach(one.id, one.netns, ONE, held.opaque)
+    with pytest.raises(OSError):
+        await echo(HERE, "127.0.0.1", 8081)
+
+
+async def test_a_pod_cannot_reach_the_hosts_loopback(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], serve: Callable[..., Server]
+) -> None:
+    one = machine("vm000001")
+    held = await network.attach(one.id, one.netns, ONE)
+    one.configure(held.guest)
+    sh("ip", "link", "set", "lo", "down", netns=one.guest)
+    sh("sysctl", "-w", "net.ipv4.conf.eth0.route_localnet=1", netns=one.guest)
+    sh("ip", "route", "add", "127.0.0.0/8", "via", "10.99.0.1", "dev", "eth0", netns=one.guest)
+    serve(HERE, 8090)
+    with pytest.raises(OSError):
+        await echo(one.guest, "127.0.0.1", 8090, timeout=1)
+
+
+async def test_a_port_in_use_by_the_host_is_refused(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], serve: Callable[..., Server]
+) -> None:
+    one = machine("vm000001")
+    serve(HERE, 8070)
+    with pytest.raises(FailedPrecondition, match="process on this host"):
+        await network.attach(one.id, one.netns, ONE, port_mappings=[HostPort("tcp", 80, 8070)])
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "network.prepare.link",
+        "network.prepare.join",
+        "network.attach.address",
+        "network.attach.link",
+        "network.attach.ports",
+        "network.attach.done",
+    ],
+)
+async def test_a_failed_step_leaves_nothing(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], point: str, tmp_path: Path
+) -> None:
+    one = machine("vm000001")
+    before = trace()
+    failpoint.arm(f"{point}=1*error")
+    with pytest.raises(failpoint.Injected):
+        await network.attach(one.id, one.netns, ONE, port_mappings=[HostPort("tcp", 80, 8081)])
+    assert trace() == before
+    assert not list((tmp_path / "state/network/leases").glob("[0-9]*"))
+    held = await network.attach(one.id, one.netns, ONE)
+    await network.detach(one.id, one.netns, ONE, held.opaque)
+    assert trace() == before
+
+
+async def test_everything_goes_with_the_last_pod(
+    machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    before, descriptors = trace(), len(os.listdir("/proc/self/fd"))
+    network = BuiltinNetwork(config(), "abc123", tmp_path / "state")
+    await network.start()
+    one = machine("vm000001")
+    held = await network.attach(one.id, one.netns, ONE, port_mappings=[HostPort("tcp", 80, 8081)])
+    one.close()
+    await network.detach(one.id, one.netns, ONE, held.opaque)
+    await network.close()
+    assert trace() == before
+    await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def test_a_new_daemon_frees_what_nobody_holds(
+    machine: Callable[[str], Machine], serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    first = BuiltinNetwork(config(), "abc123", tmp_path / "state")
+    await first.start()
+    one, two, three = (machine(f"vm00000{n}") for n in (1, 2, 3))
+    ports = [HostPort("tcp", 80, 8081)]
+    held = await first.attach(one.id, one.netns, ONE, port_mappings=ports)
+    lost = [HostPort("tcp", 80, 8082)]
+    await first.attach(two.id, two.netns, TWO, port_mappings=lost)
+    await first.prepare(three.id, three.netns)
+    await first.close()
+    second = BuiltinNetwork(config(), "abc123", tmp_path / "state")
+    await second.start()
+    await second.reconcile({one.id: held.opaque, three.id: {}})
+    links, rules = trace()
+    assert "tabc123vm000002" not in links
+    assert "8082" not in rules
+    assert "tabc123vm000003" in links
+    one.configure(held.guest)
+    serve(one.guest, 80)
+    assert await echo(HERE, "127.0.0.1", 8081) == b"hello"
+    third = await second.attach(three.id, three.netns, TWO)
+    assert third.ips[0] not in (held.ips[0], "10.99.0.3")
+    await second.detach(one.id, one.netns, ONE, held.opaque)
+    await second.detach(three.id, three.netns, TWO, {})
+    await second.close()
+    assert "abc123" not in " ".join(trace())
+
+
+async def test_instances_side_by_side(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    clash = BuiltinNetwork(config(), "def456", tmp_path / "other")
+    with pytest.raises(FailedPrecondition, match="in use on this host"):
+        await clash.start()
+    assert clash.ready()[0] is False
+    await clash.close()
+    other = BuiltinNetwork(config("10.98.0.0/24"), "def456", tmp_path / "other")
+    await other.start()
+    one = machine("vm000001")
+    held = await network.attach(one.id, one.netns, ONE)
+    await other.reconcile({})
+    await other.close()
+    links, rules = trace()
+    assert "thawabc123" in links
+    assert "tabc123vm000001" in links
+    assert "def456" not in links + rules
+    await network.detach(one.id, one.netns, ONE, held.opaque)
