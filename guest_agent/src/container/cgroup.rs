@@ -1,0 +1,201 @@
+//! One cgroup (version 2) for each container, under `/sys/fs/cgroup/thaw`.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::container::spec::Resources;
+use crate::fault::{Doing, Fault, Outcome};
+
+const PARENT: &str = "/sys/fs/cgroup/thaw";
+const CONTROLLERS: &str = "+cpu +cpuset +io +memory +pids";
+
+/// Makes the parent and hands its controllers down. Controllers that the kernel lacks are left out.
+pub fn prepare() -> io::Result<()> {
+    for controller in CONTROLLERS.split(' ') {
+        let _ = fs::write("/sys/fs/cgroup/cgroup.subtree_control", controller);
+    }
+    fs::create_dir_all(PARENT)?;
+    for controller in CONTROLLERS.split(' ') {
+        let _ = fs::write(format!("{PARENT}/cgroup.subtree_control"), controller);
+    }
+    Ok(())
+}
+
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Stats {
+    cpu_ns: u64,
+    memory_bytes: u64,
+    memory_peak: u64,
+    pids: u64,
+    oom_kills: u64,
+}
+
+fn limit(value: i64) -> String {
+    if value < 0 { "max".to_owned() } else { value.to_string() }
+}
+
+/// The files to write for `linux.resources`, in order.
+fn settings(resources: &Resources) -> Outcome<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    let mut set = |name: &str, value: String| files.push((name.to_owned(), value));
+    let memory = &resources.memory;
+    if let Some(bytes) = memory.limit.filter(|bytes| *bytes != 0) {
+        set("memory.max", limit(bytes));
+    }
+    if let Some(bytes) = memory.reservation.filter(|bytes| *bytes != 0) {
+        set("memory.low", limit(bytes));
+    }
+    if let Some(swap) = memory.swap.filter(|bytes| *bytes != 0) {
+        // The specification counts memory and swap together, cgroup v2 swap alone.
+        let alone = if swap < 0 { -1 } else { swap - memory.limit.unwrap_or(0) };
+        if swap > 0 && alone < 0 {
+            return Err(Fault::invalid("linux.resources.memory: swap is below limit"));
+        }
+        set("memory.swap.max", limit(alone));
+    }
+    let cpu = &resources.cpu;
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
+        let shares = shares.clamp(2, 262_144);
+        set("cpu.weight", (1 + (shares - 2) * 9999 / 262_142).to_string());
+    }
+    if cpu.quota.is_some_and(|quota| quota != 0) || cpu.period.is_some() {
+        let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+        set("cpu.max", format!("{quota} {}", cpu.period.filter(|period| *period != 0).unwrap_or(100_000)));
+    }
+    if !cpu.cpus.is_empty() {
+        set("cpuset.cpus", cpu.cpus.clone());
+    }
+    if !cpu.mems.is_empty() {
+        set("cpuset.mems", cpu.mems.clone());
+    }
+    if let Some(count) = resources.pids.limit.filter(|count| *count != 0) {
+        set("pids.max", limit(count));
+    }
+    for (name, value) in &resources.unified {
+        let known = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_');
+        if !known || !name.contains('.') || name.starts_with('.') || name.starts_with("cgroup.") {
+            return Err(Fault::invalid(format!("linux.resources.unified: {name:?} is no controller's file")));
+        }
+        set(name, value.clone());
+    }
+    Ok(files)
+}
+
+impl Cgroup {
+    pub fn create(id: &str, resources: &Resources) -> Outcome<Self> {
+        let files = settings(resources)?;
+        let path = Path::new(PARENT).join(id);
+        if let Err(error) = fs::create_dir(&path)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error).doing(|| format!("create {}", path.display()));
+        }
+        let cgroup = Self { path };
+        if let Err(fault) = cgroup.write(&files) {
+            let _ = cgroup.remove();
+            return Err(fault);
+        }
+        Ok(cgroup)
+    }
+
+    fn write(&self, files: &[(String, String)]) -> Outcome<()> {
+        for (name, value) in files {
+            let path = self.path.join(name);
+            match fs::write(&path, value) {
+                // Guests have no swap, and kernels without it lack the file.
+                Err(error) if name == "memory.swap.max" && error.kind() == io::ErrorKind::NotFound => {}
+                result => result.doing(|| format!("write {value:?} to {}", path.display()))?,
+            }
+        }
+        Ok(())
+    }
+
+    pub fn update(&self, resources: &Resources) -> Outcome<()> {
+        self.write(&settings(resources)?)
+    }
+
+    pub fn open(&self) -> Outcome<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::open(&self.path, flags, Mode::empty()).doing(|| format!("open {}", self.path.display()))
+    }
+
+    pub fn kill(&self) {
+        // Fails only when the cgroup is gone, and then so are its processes.
+        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+    }
+
+    /// Removes the cgroup; EBUSY until the last process has been reaped.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn number(&self, file: &str) -> u64 {
+        fs::read_to_string(self.path.join(file)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    fn keyed(&self, file: &str, key: &str) -> u64 {
+        let text = fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        value.and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    pub fn oom_kills(&self) -> u64 {
+        self.keyed("memory.events", "oom_kill")
+    }
+
+    pub fn processes(&self) -> Vec<u32> {
+        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.trim().parse().ok()).collect()
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            cpu_ns: self.keyed("cpu.stat", "usage_usec") * 1000,
+            memory_bytes: self.number("memory.current"),
+            memory_peak: self.number("memory.peak"),
+            pids: self.number("pids.current"),
+            oom_kills: self.oom_kills(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_become_files() {
+        let json = r#"{"memory":{"limit":1000,"swap":1500},"cpu":{"shares":1024,"quota":50000,"period":100000},
+            "pids":{"limit":-1},"unified":{"memory.high":"900"}}"#;
+        let files = settings(&serde_json::from_str(json).unwrap()).unwrap();
+        let text: Vec<String> = files.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let expected = [
+            "memory.max=1000",
+            "memory.swap.max=500",
+            "cpu.weight=39",
+            "cpu.max=50000 100000",
+            "pids.max=max",
+            "memory.high=900",
+        ];
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn unified_names_stay_inside_the_cgroup() {
+        for name in ["../cgroup.procs", "cgroup.procs", "memory", ".x"] {
+            let resources = Resources { unified: [(name.to_owned(), "1".to_owned())].into(), ..Resources::default() };
+            assert!(settings(&resources).is_err(), "{name}");
+        }
+    }
+}

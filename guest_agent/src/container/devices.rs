@@ -1,0 +1,72 @@
+//! Device nodes and the usual links in the container's /dev.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat};
+use rustix::io::Errno;
+
+use crate::container::paths::{self, Wanted};
+use crate::container::spec::Device;
+use crate::fault::{Doing, Fault, Outcome};
+
+/// Those the runtime specification demands, config-linux.md "Default Devices".
+const DEFAULTS: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+fn present_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Fills /dev. Without a tmpfs of its own there, nodes would lie on the overlay, where none works: only links are made.
+pub fn make(root: &OwnedFd, wanted: &[Device], own_dev: bool) -> Outcome<()> {
+    let dev = paths::ensure(root.as_fd(), "/dev", Wanted::Directory)?;
+    for (target, name) in LINKS {
+        present_is_fine(symlinkat(target, &dev, name)).doing(|| format!("link /dev/{name}"))?;
+    }
+    if !own_dev {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        return Err(Fault::invalid("linux.devices: they need a tmpfs at /dev"));
+    }
+    for (name, major, minor) in DEFAULTS {
+        let mode = Mode::from_raw_mode(0o666);
+        present_is_fine(mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)))
+            .doing(|| format!("make /dev/{name}"))?;
+    }
+    for device in wanted {
+        one(root, device)?;
+    }
+    Ok(())
+}
+
+fn one(root: &OwnedFd, device: &Device) -> Outcome<()> {
+    let kind = match device.kind.as_str() {
+        "c" | "u" => FileType::CharacterDevice,
+        "b" => FileType::BlockDevice,
+        "p" => FileType::Fifo,
+        other => return Err(Fault::invalid(format!("linux.devices: {}: unknown type {other:?}", device.path))),
+    };
+    let (folder, name) = device
+        .path
+        .rsplit_once('/')
+        .filter(|(folder, name)| folder.starts_with("/dev") && !name.is_empty())
+        .ok_or_else(|| Fault::invalid(format!("linux.devices: {:?} is not below /dev", device.path)))?;
+    let folder = paths::ensure(root.as_fd(), folder, Wanted::Directory)?;
+    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
+    present_is_fine(mknodat(&folder, name, kind, mode, makedev(device.major, device.minor)))
+        .doing(|| format!("make {}", device.path))?;
+    let owner = (Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)));
+    chownat(&folder, name, owner.0, owner.1, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .doing(|| format!("owner of {}", device.path))
+}

@@ -1,0 +1,14 @@
+//! Containers, by direct system calls in the order that runc documents.
+
+pub mod caps;
+pub mod cgroup;
+pub mod create;
+pub mod devices;
+pub mod exec;
+pub mod mounts;
+pub mod namespaces;
+pub mod paths;
+pub mod rootfs;
+pub mod spec;
+pub mod tty;
+pub mod user;

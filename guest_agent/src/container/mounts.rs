@@ -1,0 +1,176 @@
+//! The `mounts` of the specification, carried out inside the new root before pivot_root.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount};
+
+use crate::container::paths::{self, Wanted};
+use crate::container::spec::Mount;
+use crate::fault::{Code, Doing, Fault, Outcome};
+
+const SHARE: &str = "/run/thaw/share";
+const IDENTITY: &str = "/run/thaw/identity";
+/// The kernel's limit for a mount's option string is one page.
+const MAX_DATA: usize = 4095;
+
+#[derive(Debug)]
+struct Options {
+    flags: MountFlags,
+    propagation: Option<MountPropagationFlags>,
+    recursive: bool,
+    recursive_read_only: bool,
+    data: Vec<String>,
+}
+
+fn parse(options: &[String]) -> Outcome<Options> {
+    let mut parsed = Options {
+        flags: MountFlags::empty(),
+        propagation: None,
+        recursive: false,
+        recursive_read_only: false,
+        data: Vec::new(),
+    };
+    for option in options {
+        let (set, clear) = match option.as_str() {
+            "ro" => (MountFlags::RDONLY, MountFlags::empty()),
+            "rw" => (MountFlags::empty(), MountFlags::RDONLY),
+            "nosuid" => (MountFlags::NOSUID, MountFlags::empty()),
+            "suid" => (MountFlags::empty(), MountFlags::NOSUID),
+            "nodev" => (MountFlags::NODEV, MountFlags::empty()),
+            "dev" => (MountFlags::empty(), MountFlags::NODEV),
+            "noexec" => (MountFlags::NOEXEC, MountFlags::empty()),
+            "exec" => (MountFlags::empty(), MountFlags::NOEXEC),
+            "sync" => (MountFlags::SYNCHRONOUS, MountFlags::empty()),
+            "relatime" => (MountFlags::RELATIME, MountFlags::empty()),
+            "noatime" => (MountFlags::NOATIME, MountFlags::empty()),
+            "strictatime" => (MountFlags::STRICTATIME, MountFlags::empty()),
+            "nodiratime" => (MountFlags::NODIRATIME, MountFlags::empty()),
+            "nosymfollow" => (MountFlags::NOSYMFOLLOW, MountFlags::empty()),
+            "defaults" | "async" | "atime" | "norelatime" | "diratime" | "bind" => continue,
+            "rbind" => {
+                parsed.recursive = true;
+                continue;
+            }
+            "rro" => {
+                parsed.recursive_read_only = true;
+                (MountFlags::RDONLY, MountFlags::empty())
+            }
+            other => {
+                match propagation(other) {
+                    Some(flags) => parsed.propagation = Some(flags),
+                    None => parsed.data.push(other.to_owned()),
+                }
+                continue;
+            }
+        };
+        parsed.flags = parsed.flags.union(set).difference(clear);
+    }
+    Ok(parsed)
+}
+
+pub fn propagation(name: &str) -> Option<MountPropagationFlags> {
+    let recursive = MountPropagationFlags::REC;
+    Some(match name {
+        "private" => MountPropagationFlags::PRIVATE,
+        "rprivate" => MountPropagationFlags::PRIVATE | recursive,
+        "slave" => MountPropagationFlags::DOWNSTREAM,
+        "rslave" => MountPropagationFlags::DOWNSTREAM | recursive,
+        "shared" => MountPropagationFlags::SHARED,
+        "rshared" => MountPropagationFlags::SHARED | recursive,
+        "unbindable" => MountPropagationFlags::UNBINDABLE,
+        "runbindable" => MountPropagationFlags::UNBINDABLE | recursive,
+        _ => return None,
+    })
+}
+
+/// Opens the source of a bind mount: the pod's share or a file that `identity` wrote, and nothing else of the guest.
+fn bind_source(source: &str) -> Outcome<OwnedFd> {
+    let refused = || {
+        Fault::invalid(format!("mounts: bind source {source:?} is neither in {SHARE} nor a file of {IDENTITY}"))
+    };
+    let beneath = |base: &str| source.strip_prefix(base).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let (base, rest) = match (beneath(SHARE), beneath(IDENTITY)) {
+        (Some(rest), _) => (SHARE, rest),
+        (None, Some(rest)) if rest.len() > 1 => (IDENTITY, rest),
+        _ => return Err(refused()),
+    };
+    paths::open_beneath(base, rest.trim_start_matches('/')).map_err(|error| {
+        let error = std::io::Error::from(error);
+        let code = if error.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Internal };
+        Fault::new(code, format!("mounts: open source {source}: {}", crate::fault::words(&error)))
+    })
+}
+
+fn bind(target: &OwnedFd, entry: &Mount, options: &Options, root: &OwnedFd, source: &OwnedFd) -> Outcome<()> {
+    let from = paths::by_fd(source);
+    let to = paths::by_fd(target);
+    let bound = if options.recursive { mount_bind_recursive(from, to) } else { mount_bind(from, to) };
+    bound.doing(|| format!("bind {} to {}", entry.source, entry.destination))?;
+    // The new mount covers what `target` still refers to: it is opened again.
+    let mounted = paths::ensure(root.as_fd(), &entry.destination, paths::wanted_for(source))?;
+    if !options.flags.is_empty() {
+        let flags = options.flags | MountFlags::BIND;
+        mount_remount(paths::by_fd(&mounted), flags, c"").doing(|| format!("remount {}", entry.destination))?;
+        if options.recursive_read_only {
+            crate::sys::read_only_tree(mounted.as_fd())
+                .doing(|| format!("make {} recursively read-only", entry.destination))?;
+        }
+    }
+    if let Some(flags) = options.propagation {
+        mount_change(paths::by_fd(&mounted), flags).doing(|| format!("propagation of {}", entry.destination))?;
+    }
+    Ok(())
+}
+
+/// Carries out one mount under `root`.
+pub fn carry_out(root: &OwnedFd, entry: &Mount) -> Outcome<()> {
+    let options = parse(&entry.options)?;
+    let binds = entry.kind == "bind" || entry.options.iter().any(|option| option == "bind" || option == "rbind");
+    if binds {
+        let source = bind_source(&entry.source)?;
+        let target = paths::ensure(root.as_fd(), &entry.destination, paths::wanted_for(&source))?;
+        return bind(&target, entry, &options, root, &source);
+    }
+    let kind = match entry.kind.as_str() {
+        "cgroup" | "cgroup2" => "cgroup2",
+        known @ ("proc" | "tmpfs" | "sysfs" | "devpts" | "mqueue") => known,
+        other => return Err(Fault::invalid(format!("mounts: type {other:?} of {} is not supported", entry.destination))),
+    };
+    let target = paths::ensure(root.as_fd(), &entry.destination, Wanted::Directory)?;
+    let data = options.data.join(",");
+    if data.len() > MAX_DATA {
+        return Err(Fault::invalid(format!("mounts: options of {} are longer than a page", entry.destination)));
+    }
+    let data = CString::new(data).map_err(|_| Fault::invalid("mounts: an option contains a NUL byte"))?;
+    let source = if entry.source.is_empty() { kind } else { entry.source.as_str() };
+    mount(source, paths::by_fd(&target), kind, options.flags, data.as_c_str())
+        .doing(|| format!("mount {kind} at {}", entry.destination))?;
+    if let Some(flags) = options.propagation {
+        let mounted = paths::ensure(root.as_fd(), &entry.destination, Wanted::Directory)?;
+        mount_change(paths::by_fd(&mounted), flags).doing(|| format!("propagation of {}", entry.destination))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_flags_and_data() {
+        let words = ["nosuid", "ro", "rw", "mode=755", "rbind", "rslave"].map(str::to_owned);
+        let parsed = parse(&words).unwrap();
+        assert_eq!(parsed.flags, MountFlags::NOSUID);
+        assert_eq!(parsed.data, ["mode=755"]);
+        assert!(parsed.recursive && parsed.propagation.is_some());
+    }
+
+    #[test]
+    fn bind_sources_outside_the_share_are_refused() {
+        for source in ["/", "/etc", "/run/thaw/shared", "/run/thaw/identity", "/run/thaw/identity/", "/run/thaw/scratch/x"] {
+            assert!(bind_source(source).is_err(), "{source}");
+        }
+        assert_eq!(bind_source("/etc").unwrap_err().code, Code::InvalidArgument);
+    }
+}

@@ -1,0 +1,81 @@
+//! Which namespaces a container has of its own, and which it shares with its pod. The pod's are the guest's.
+
+use crate::container::spec::Namespace;
+use crate::fault::{Code, Fault, Outcome};
+
+/// `path` of a namespace that is the pod's.
+const POD: &str = "pod";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// `CLONE_NEW*` bits, without the cgroup namespace.
+    pub flags: i32,
+    /// Its root is the cgroup of the process that makes it, so it is made once the child is in its cgroup.
+    pub cgroup: bool,
+}
+
+impl Own {
+    pub fn uts(self) -> bool {
+        self.flags & libc::CLONE_NEWUTS != 0
+    }
+
+    pub fn parse(namespaces: &[Namespace]) -> Outcome<Self> {
+        let mut own = Self::default();
+        for namespace in namespaces {
+            let (kind, path) = (namespace.kind.as_str(), namespace.path.as_str());
+            if !path.is_empty() && path != POD {
+                return Err(Fault::invalid(format!("linux.namespaces: {kind}: path {path:?}; only \"pod\" can be joined")));
+            }
+            let shared = path == POD;
+            match kind {
+                "mount" | "pid" if shared => {
+                    let text = format!("linux.namespaces: {kind}: the pod's cannot be joined");
+                    return Err(Fault::new(Code::Unimplemented, text));
+                }
+                "mount" => own.flags |= libc::CLONE_NEWNS,
+                "pid" => own.flags |= libc::CLONE_NEWPID,
+                "ipc" | "uts" | "cgroup" | "network" if shared => {}
+                "ipc" => own.flags |= libc::CLONE_NEWIPC,
+                "uts" => own.flags |= libc::CLONE_NEWUTS,
+                "cgroup" => own.cgroup = true,
+                "network" => {
+                    return Err(Fault::invalid("linux.namespaces: network: containers share the pod's (path \"pod\")"));
+                }
+                other => {
+                    let text = format!("linux.namespaces: {other}: not supported");
+                    return Err(Fault::new(Code::Unimplemented, text));
+                }
+            }
+        }
+        let needed = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        if own.flags & needed != needed {
+            return Err(Fault::invalid("linux.namespaces: mount and pid are needed"));
+        }
+        Ok(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Outcome<Own> {
+        Own::parse(&serde_json::from_str::<Vec<Namespace>>(json).unwrap())
+    }
+
+    #[test]
+    fn own_and_shared() {
+        let own = parse(r#"[{"type":"pid"},{"type":"mount"},{"type":"uts","path":"pod"},{"type":"cgroup"}]"#).unwrap();
+        assert_eq!(own.flags, libc::CLONE_NEWNS | libc::CLONE_NEWPID);
+        assert!(own.cgroup && !own.uts());
+    }
+
+    #[test]
+    fn refusals_name_the_namespace() {
+        assert!(parse(r#"[{"type":"mount"}]"#).is_err());
+        let fault = parse(r#"[{"type":"pid","path":"pod"},{"type":"mount"}]"#).unwrap_err();
+        assert_eq!(fault.code, Code::Unimplemented);
+        assert!(parse(r#"[{"type":"user"}]"#).unwrap_err().message.contains("user"));
+        assert!(parse(r#"[{"type":"ipc","path":"/proc/1/ns/ipc"}]"#).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! The container's root: an overlay of squashfs layers, its mounts, and pivot_root into it.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount};
+
+use crate::container::spec::Spec;
+use crate::container::{devices, mounts, paths};
+use crate::fault::{Doing, Fault, Outcome};
+
+pub const LAYERS: &str = "/run/thaw/layers";
+pub const SCRATCH: &str = "/run/thaw/scratch";
+const ROOTFS: &str = "/run/thaw/rootfs";
+
+/// Makes the writable folders of a container, in the agent, so that their removal is the agent's too. Without a
+/// mounted scratch disk they lie on the tmpfs below its mount point.
+pub fn make_upper(id: &str) -> Outcome<()> {
+    for folder in ["upper", "work"] {
+        let path = format!("{SCRATCH}/{id}/{folder}");
+        std::fs::create_dir_all(&path).doing(|| format!("create {path}"))?;
+    }
+    Ok(())
+}
+
+pub fn remove_upper(id: &str) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(format!("{SCRATCH}/{id}")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Mounts the overlay; the names are relative to the layers' folder, since all options share one page.
+fn overlay(id: &str, layers: &[String]) -> Outcome<OwnedFd> {
+    rustix::process::chdir(LAYERS).doing(|| format!("chdir {LAYERS}"))?;
+    let lower: Vec<&str> = layers.iter().rev().map(String::as_str).collect();
+    let data = format!("lowerdir={},upperdir=../scratch/{id}/upper,workdir=../scratch/{id}/work", lower.join(":"));
+    if data.len() > 4095 {
+        return Err(Fault::invalid("layers: their names are longer than a page"));
+    }
+    let data = CString::new(data).map_err(|_| Fault::invalid("layers: a name contains a NUL byte"))?;
+    // nodev: a device node in an image or made by the container reaches no device; /dev is a tmpfs of ours.
+    mount("overlay", ROOTFS, "overlay", MountFlags::NODEV, data.as_c_str()).doing(|| "mount the overlay".to_owned())?;
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::open(ROOTFS, flags, Mode::empty()).doing(|| format!("open {ROOTFS}"))
+}
+
+fn pivot(root: &OwnedFd) -> Outcome<()> {
+    let old = rustix::fs::open("/", OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "open the old root".to_owned())?;
+    rustix::process::fchdir(root).doing(|| "enter the new root".to_owned())?;
+    rustix::process::pivot_root(".", ".").doing(|| "pivot_root".to_owned())?;
+    rustix::process::fchdir(&old).doing(|| "enter the old root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).doing(|| "detach the old root".to_owned())?;
+    rustix::process::chdir("/").doing(|| "chdir /".to_owned())
+}
+
+/// Builds the root and moves the calling process into it. It runs in its own mount namespace.
+pub fn enter(id: &str, layers: &[String], spec: &Spec) -> Outcome<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing(|| "make / private".to_owned())?;
+    let root = overlay(id, layers)?;
+    for entry in &spec.mounts {
+        mounts::carry_out(&root, entry)?;
+    }
+    let own_dev = spec.mounts.iter().any(|entry| entry.destination.trim_end_matches('/') == "/dev" && entry.kind == "tmpfs");
+    devices::make(&root, &spec.linux.devices, own_dev)?;
+    if spec.mounts.iter().any(|entry| entry.kind == "proc") {
+        let boot_id = "/run/thaw/identity/boot_id";
+        if std::fs::metadata(boot_id).is_ok_and(|data| data.len() > 0) {
+            let target = paths::ensure(root.as_fd(), "/proc/sys/kernel/random/boot_id", paths::Wanted::File)?;
+            mount_bind(boot_id, paths::by_fd(&target)).doing(|| "bind the boot id".to_owned())?;
+        }
+    }
+    pivot(&root)
+}
+
+/// What is closed once the root is entered: kernel settings, propagation, read-only and masked paths.
+pub fn seal(spec: &Spec) -> Outcome<()> {
+    for (name, value) in &spec.linux.sysctl {
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte)) || name.contains("..") {
+            return Err(Fault::invalid(format!("linux.sysctl: {name:?} is no name of a setting")));
+        }
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        std::fs::write(&path, value).doing(|| format!("linux.sysctl: write {value:?} to {path}"))?;
+    }
+    for path in &spec.linux.readonly_paths {
+        if paths::exists(path) {
+            mount_bind(path.as_str(), path.as_str()).doing(|| format!("bind {path}"))?;
+            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+            mount_remount(path.as_str(), flags, c"").doing(|| format!("make {path} read-only"))?;
+        }
+    }
+    for path in &spec.linux.masked_paths {
+        mask(path)?;
+    }
+    if !spec.linux.rootfs_propagation.is_empty() {
+        let name = &spec.linux.rootfs_propagation;
+        let flags = mounts::propagation(name)
+            .ok_or_else(|| Fault::invalid(format!("linux.rootfsPropagation: {name:?} is unknown")))?;
+        mount_change("/", flags).doing(|| "propagation of /".to_owned())?;
+    }
+    if spec.root.readonly {
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;
+        mount_remount("/", flags, c"").doing(|| "make / read-only".to_owned())?;
+    }
+    Ok(())
+}
+
+fn mask(path: &str) -> Outcome<()> {
+    let Ok(data) = std::fs::metadata(path) else { return Ok(()) };
+    if data.is_dir() {
+        mount("tmpfs", path, "tmpfs", MountFlags::RDONLY, c"size=0k,nr_inodes=2").doing(|| format!("mask {path}"))
+    } else {
+        mount_bind("/dev/null", path).doing(|| format!("mask {path}"))
+    }
+}

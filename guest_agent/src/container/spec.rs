@@ -1,0 +1,252 @@
+//! The subset of the OCI runtime specification 1.2 that is carried out. Unknown members are refused by name, so that
+//! nothing that isolates is silently ignored.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::fault::{Code, Fault, Outcome};
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    #[serde(rename = "ociVersion")]
+    _oci_version: Option<IgnoredAny>,
+    pub process: Process,
+    #[serde(default)]
+    pub root: Root,
+    pub hostname: Option<String>,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub linux: Linux,
+    #[serde(rename = "annotations")]
+    _annotations: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Root {
+    #[serde(rename = "path")]
+    _path: Option<IgnoredAny>,
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Process {
+    #[serde(default)]
+    pub terminal: bool,
+    pub console_size: Option<ConsoleSize>,
+    #[serde(default)]
+    pub user: User,
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<String>,
+    #[serde(default = "slash")]
+    pub cwd: String,
+    pub capabilities: Option<Capabilities>,
+    #[serde(default)]
+    pub rlimits: Vec<Rlimit>,
+    #[serde(default)]
+    pub no_new_privileges: bool,
+    pub oom_score_adj: Option<i32>,
+    pub apparmor_profile: Option<String>,
+    pub selinux_label: Option<String>,
+}
+
+fn slash() -> String {
+    "/".to_owned()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSize {
+    pub width: u16,
+    pub height: u16,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct User {
+    #[serde(default)]
+    pub uid: u32,
+    #[serde(default)]
+    pub gid: u32,
+    pub umask: Option<u32>,
+    #[serde(default)]
+    pub additional_gids: Vec<u32>,
+    #[serde(default)]
+    pub username: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Capabilities {
+    #[serde(default)]
+    pub bounding: Vec<String>,
+    #[serde(default)]
+    pub effective: Vec<String>,
+    #[serde(default)]
+    pub inheritable: Vec<String>,
+    #[serde(default)]
+    pub permitted: Vec<String>,
+    #[serde(default)]
+    pub ambient: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rlimit {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub hard: u64,
+    pub soft: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mount {
+    pub destination: String,
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    #[serde(default)]
+    pub source: String,
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Linux {
+    #[serde(default)]
+    pub namespaces: Vec<Namespace>,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(rename = "cgroupsPath")]
+    _cgroups_path: Option<IgnoredAny>,
+    #[serde(default)]
+    pub devices: Vec<Device>,
+    #[serde(default)]
+    pub masked_paths: Vec<String>,
+    #[serde(default)]
+    pub readonly_paths: Vec<String>,
+    #[serde(default)]
+    pub sysctl: BTreeMap<String, String>,
+    pub seccomp: Option<IgnoredAny>,
+    #[serde(default)]
+    pub rootfs_propagation: String,
+    pub mount_label: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub path: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// Device nodes are made by the agent alone; see docs/protocol.md for what keeps others from working.
+    #[serde(rename = "devices")]
+    _devices: Option<IgnoredAny>,
+    #[serde(default)]
+    pub memory: Memory,
+    #[serde(default)]
+    pub cpu: Cpu,
+    #[serde(default)]
+    pub pids: Pids,
+    #[serde(default)]
+    pub unified: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Memory {
+    pub limit: Option<i64>,
+    pub reservation: Option<i64>,
+    pub swap: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cpu {
+    pub shares: Option<u64>,
+    pub quota: Option<i64>,
+    pub period: Option<u64>,
+    #[serde(default)]
+    pub cpus: String,
+    #[serde(default)]
+    pub mems: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pids {
+    pub limit: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Device {
+    pub path: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub major: u32,
+    #[serde(default)]
+    pub minor: u32,
+    pub file_mode: Option<u32>,
+    #[serde(default)]
+    pub uid: u32,
+    #[serde(default)]
+    pub gid: u32,
+}
+
+fn refuse_label(name: &str, label: Option<&String>) -> Outcome<()> {
+    match label {
+        Some(text) if !text.is_empty() => {
+            Err(Fault::new(Code::Unimplemented, format!("{name} {text:?}: the guest's kernel enforces no such label")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Process {
+    pub fn check(&self) -> Outcome<()> {
+        if self.args.is_empty() {
+            return Err(Fault::invalid("process.args is empty"));
+        }
+        if !self.cwd.starts_with('/') {
+            return Err(Fault::invalid(format!("process.cwd {:?} is not absolute", self.cwd)));
+        }
+        let strings = self.args.iter().chain(&self.env).chain([&self.cwd]);
+        if let Some(bad) = strings.into_iter().find(|text| text.contains('\0')) {
+            return Err(Fault::invalid(format!("process: {bad:?} contains a NUL byte")));
+        }
+        refuse_label("process.apparmorProfile", self.apparmor_profile.as_ref().filter(|name| *name != "unconfined"))?;
+        refuse_label("process.selinuxLabel", self.selinux_label.as_ref())
+    }
+}
+
+impl Spec {
+    pub fn check(&self) -> Outcome<()> {
+        self.process.check()?;
+        if self.linux.seccomp.is_some() {
+            return Err(Fault::new(Code::Unimplemented, "linux.seccomp: this agent loads no filters"));
+        }
+        refuse_label("linux.mountLabel", self.linux.mount_label.as_ref())?;
+        for mount in &self.mounts {
+            if !mount.destination.starts_with('/') {
+                return Err(Fault::invalid(format!("mounts: destination {:?} is not absolute", mount.destination)));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! PID 1 of every Thaw microVM: boots the guest, then serves docs/protocol.md.
+
+mod agent;
+mod announce;
+mod boot;
+mod container;
+mod fault;
+mod frame;
+mod identity;
+mod netlink;
+mod network;
+mod port;
+mod restore;
+mod rpc;
+mod sandbox;
+mod scsi;
+mod session;
+mod source;
+mod state;
+mod status;
+mod storage;
+mod streams;
+mod sys;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::agent::Agent;
+use crate::fault::{Doing, Fault, Outcome};
+
+/// The programs of the built-in image that rehearsal runs; this binary under their names.
+fn built_in(name: &[u8], args: &[String]) -> Option<ExitCode> {
+    match name {
+        b"true" => {}
+        b"echo" => println!("{}", args.join(" ")),
+        b"sleep" => {
+            let seconds = args.first().and_then(|text| text.parse::<f64>().ok());
+            match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+                Some(time) => std::thread::sleep(time),
+                None => forever(),
+            }
+        }
+        _ => return None,
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+fn forever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+fn serve(fd: i32) -> Outcome<()> {
+    let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
+    boot::make_folders()?;
+    let mut agent = Agent::new(signals)?;
+    let port = sys::inherited_fd(fd);
+    rustix::io::ioctl_fionbio(&port, true).doing(|| "the channel".to_owned())?;
+    agent.take_port(port)?;
+    agent.run(false)
+}
+
+fn init() -> Outcome<()> {
+    boot::boot()?;
+    if let Err(fault) = network::boot() {
+        boot::complain(&fault.to_string());
+    }
+    let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
+    let mut agent = Agent::new(signals)?;
+    match boot::channel()? {
+        boot::Channel::Port(fd) => agent.take_port(fd)?,
+        boot::Channel::Listener(fd) => agent.listen(fd)?,
+    }
+    agent.run(true)?;
+    Err(Fault::internal("the channel ended"))
+}
+
+/// PID 1 must not return: the kernel would panic without a word.
+fn stop(text: &str) -> ! {
+    boot::complain(text);
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    forever()
+}
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_default();
+    let args: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    if let Some(code) = built_in(name.as_bytes(), &args) {
+        return code;
+    }
+    if let [option, number] = args.as_slice()
+        && option == "--serve-fd"
+        && let Ok(number) = number.parse()
+    {
+        return match serve(number) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(fault) => {
+                eprintln!("thaw-agent: {fault}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if std::process::id() != 1 {
+        eprintln!("usage: thaw-agent --serve-fd N; as PID 1 it boots a guest");
+        return ExitCode::from(2);
+    }
+    std::panic::set_hook(Box::new(|panic| stop(&panic.to_string())));
+    match init() {
+        Ok(()) => stop("the agent ended"),
+        Err(fault) => stop(&fault.to_string()),
+    }
+}

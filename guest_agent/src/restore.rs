@@ -1,0 +1,89 @@
+//! The steps that make a clone of a snapshot a machine of its own, in the order of docs/protocol.md.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustix::time::{ClockId, Timespec, clock_settime};
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Doing, Fault, Outcome};
+use crate::identity::Identity;
+use crate::network::{self, Network};
+use crate::{identity, sys};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    entropy: String,
+    realtime_ns: u64,
+    identity: Option<Identity>,
+    network: Option<Network>,
+    generation: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Step {
+    step: &'static str,
+    ns: u64,
+}
+
+#[derive(Serialize)]
+pub struct Confirmed {
+    steps: Vec<Step>,
+}
+
+fn reseed(entropy: &str) -> Outcome<()> {
+    let entropy = STANDARD.decode(entropy).map_err(|error| Fault::invalid(format!("entropy: {error}")))?;
+    if !(32..=512).contains(&entropy.len()) {
+        return Err(Fault::invalid(format!("entropy: {} bytes, not 32 to 512", entropy.len())));
+    }
+    let random = File::options().write(true).open("/dev/urandom").doing(|| "open /dev/urandom".to_owned())?;
+    sys::add_entropy(random.as_fd(), &entropy).doing(|| "reseed".to_owned())
+}
+
+fn set_clock(realtime_ns: u64) -> Outcome<()> {
+    let seconds = i64::try_from(realtime_ns / 1_000_000_000).map_err(|_| Fault::invalid("realtime_ns is too large"))?;
+    let time = Timespec { tv_sec: seconds, tv_nsec: (realtime_ns % 1_000_000_000) as _ };
+    clock_settime(ClockId::Realtime, time).doing(|| "set the clock".to_owned())
+}
+
+/// A fresh version 4 UUID when the host names none.
+fn write_generation(given: Option<&str>) -> Outcome<()> {
+    let fresh;
+    let text = match given {
+        Some(text) => text,
+        None => {
+            fresh = fs::read_to_string("/proc/sys/kernel/random/uuid").doing(|| "read a uuid".to_owned())?;
+            fresh.trim()
+        }
+    };
+    let path = "/run/thaw/generation";
+    let temporary = "/run/thaw/.generation";
+    let mut file = File::create(temporary).doing(|| format!("create {temporary}"))?;
+    writeln!(file, "{text}").doing(|| format!("write {temporary}"))?;
+    fs::rename(temporary, path).doing(|| format!("rename to {path}"))
+}
+
+pub fn restore(params: &Params) -> Outcome<Confirmed> {
+    let mut steps = Vec::with_capacity(5);
+    let mut confirm = |step: &'static str, carry_out: &mut dyn FnMut() -> Outcome<()>| {
+        let begun = Instant::now();
+        carry_out().map_err(|fault| Fault::new(fault.code, format!("restore step {step}: {}", fault.message)))?;
+        steps.push(Step { step, ns: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX) });
+        Ok(())
+    };
+    confirm("reseed", &mut || reseed(&params.entropy))?;
+    confirm("clock", &mut || set_clock(params.realtime_ns))?;
+    if let Some(wanted) = &params.network {
+        confirm("network", &mut || network::configure(wanted))?;
+    }
+    if let Some(wanted) = &params.identity {
+        confirm("identity", &mut || identity::assume(wanted))?;
+    }
+    confirm("generation", &mut || write_generation(params.generation.as_deref()))?;
+    Ok(Confirmed { steps })
+}

@@ -1,0 +1,109 @@
+//! What the agent and a child that is not yet its program say to each other, over a SEQPACKET socket that closes on exec:
+//! `R` ready (with the terminal's master), `E<code>\n<message>` failed, `S` go on; the end of the stream is the exec.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+
+use crate::fault::{Code, Doing, Fault, Outcome};
+
+/// Bytes of a message.
+const MAX: usize = 8192;
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Report {
+    Failed(Fault),
+    Executed,
+    Nothing,
+}
+
+pub enum Heard {
+    Ready(Option<OwnedFd>),
+    Other(Report),
+}
+
+/// The agent's end (nonblocking) and the child's.
+pub fn pair() -> Outcome<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .doing(|| "make a status socket".to_owned())?;
+    rustix::io::ioctl_fionbio(&ours, true).doing(|| "make a status socket".to_owned())?;
+    Ok((ours, theirs))
+}
+
+pub fn hear(socket: &OwnedFd) -> Heard {
+    let mut bytes = [0; MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    );
+    let count = match received {
+        Ok(message) => message.bytes,
+        Err(Errno::AGAIN | Errno::INTR) => return Heard::Other(Report::Nothing),
+        Err(_) => 0,
+    };
+    match bytes[..count].first() {
+        None => Heard::Other(Report::Executed),
+        Some(b'R') => {
+            let fds = ancillary.drain().filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            Heard::Ready(fds.last())
+        }
+        Some(_) => {
+            let text = String::from_utf8_lossy(&bytes[1..count]);
+            let (code, message) = text.split_once('\n').unwrap_or(("INTERNAL", &text));
+            Heard::Other(Report::Failed(Fault::new(Code::from_name(code), message)))
+        }
+    }
+}
+
+pub fn say_ready(socket: BorrowedFd<'_>, master: Option<&OwnedFd>) -> Outcome<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = master.map(|fd| [fd.as_fd()]);
+    if let Some(fds) = &fds {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(b"R")], &mut ancillary, SendFlags::NOSIGNAL)
+        .map(drop)
+        .doing(|| "report to the agent".to_owned())
+}
+
+pub fn say_failed(socket: BorrowedFd<'_>, fault: &Fault) {
+    let mut text = format!("E{}\n{}", fault.code.name(), fault.message);
+    let mut end = text.len().min(MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    // When the agent is gone nobody is left to tell.
+    let _ = rustix::net::send(socket, text.as_bytes(), SendFlags::NOSIGNAL);
+}
+
+pub fn say_start(socket: &OwnedFd) -> Outcome<()> {
+    rustix::net::send(socket, b"S", SendFlags::NOSIGNAL).map(drop).doing(|| "release init".to_owned())
+}
+
+/// Blocks until the agent says `S`; false when it closed the socket instead.
+pub fn wait_for_start(socket: BorrowedFd<'_>) -> bool {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(socket, &mut byte) {
+            Ok(count) => return count == 1,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The system calls that rustix has no safe form of. All `unsafe` of the agent is here.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Forks into new namespaces (`CLONE_NEW*` bits) and a cgroup. None is the child.
+pub fn fork_into(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<u32>> {
+    // SAFETY: clone_args is plain data; all zeros is its documented default.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(fd) = cgroup {
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM the child has its own copy of all memory; the agent has one thread, so no lock can be
+    // held by another at this moment.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
+    Ok(u32::try_from(pid).ok().filter(|pid| *pid != 0))
+}
+
+/// Joins namespaces of the process behind a pidfd (`CLONE_NEW*` bits), or of one namespace file.
+pub fn setns(fd: BorrowedFd<'_>, kinds: i32) -> io::Result<()> {
+    // SAFETY: setns takes no pointers.
+    check(libc::c_long::from(unsafe { libc::setns(fd.as_raw_fd(), kinds) })).map(drop)
+}
+
+pub fn unshare(kinds: i32) -> io::Result<()> {
+    // SAFETY: the agent and its children have one thread; unshare takes no pointers.
+    check(libc::c_long::from(unsafe { libc::unshare(kinds) })).map(drop)
+}
+
+/// Makes `fd` this process's descriptor `number`, without close-on-exec.
+pub fn place_fd(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: only called in a forked child, which owns its table of descriptors and drops none of them.
+    check(libc::c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), number) })).map(drop)
+}
+
+/// Closes all descriptors from `first` on.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: only called in a forked child, which ends in exec or exit and drops no descriptor afterwards.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// The descriptor that a parent placed at this number before exec or fork.
+pub fn inherited_fd(number: i32) -> OwnedFd {
+    // SAFETY: the caller was given the number as its own by whoever started it, and takes it once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+pub fn exec(path: &CString, args: &[CString], env: &[CString]) -> io::Error {
+    let argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
+    let envp: Vec<*const libc::c_char> = env.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+    // SAFETY: both arrays end in a null pointer and their strings outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Ends a forked child without running the parent's exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit does not return and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+pub fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: pointer and length describe one slice. The raw call: glibc's would signal other threads, there are none.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+pub fn set_gid(gid: u32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+}
+
+pub fn set_uid(uid: u32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+pub fn prctl(option: i32, argument: u64, second: u64) -> io::Result<()> {
+    // SAFETY: used only with options whose arguments are numbers.
+    check(libc::c_long::from(unsafe { libc::prctl(option, argument, second, 0, 0) })).map(drop)
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// Sets the calling thread's capabilities, as bit masks.
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = CapHeader { version: VERSION_3, pid: 0 };
+    let half = |mask: u64, shift: u32| (mask >> shift & 0xffff_ffff) as u32;
+    let sets = [0, 32].map(|shift| [half(effective, shift), half(permitted, shift), half(inheritable, shift)]);
+    // SAFETY: version 3 reads one header and two structures of three u32, which `sets` is laid out as.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
+}
+
+/// A session keyring of its own, so that the child does not share the agent's.
+pub fn new_session_keyring() {
+    const JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: a null name asks for an anonymous keyring. Kernels without keyrings fail, which is as good.
+    unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+}
+
+/// Undoes what a child must not inherit: blocked signals and the ignored SIGPIPE of Rust's runtime.
+pub fn reset_signals() {
+    // SAFETY: the set is initialised by sigemptyset before use; SIG_DFL is a valid disposition.
+    unsafe {
+        let mut empty = std::mem::zeroed();
+        libc::sigemptyset(&raw mut empty);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Blocks the signals and gives a nonblocking descriptor that reports them.
+pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset; the new descriptor is owned by nobody else.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        check(libc::c_long::from(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())))?;
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        check(libc::c_long::from(fd))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The calling process's `kill`; a negative pid is a process group.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(libc::c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
+}
+
+/// Reaps one child: its pid and its exit code, 128+n for signal n.
+pub fn reap() -> Option<(u32, i32)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to a live int.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0)?;
+    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    Some((pid, code))
+}
+
+/// Credits entropy to the kernel's generator and makes it reseed at once.
+pub fn add_entropy(random: BorrowedFd<'_>, entropy: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let length = i32::try_from(entropy.len()).unwrap_or(0);
+    // struct rand_pool_info: entropy in bits, size in bytes, the bytes.
+    let mut info = Vec::with_capacity(8 + entropy.len());
+    info.extend_from_slice(&(length * 8).to_ne_bytes());
+    info.extend_from_slice(&length.to_ne_bytes());
+    info.extend_from_slice(entropy);
+    // SAFETY: `info` holds the header and as many bytes as the header says.
+    check(libc::c_long::from(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, info.as_ptr()) }))?;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    check(libc::c_long::from(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _, 0) })).map(drop)
+}
+
+/// Makes the terminal the calling session's controlling one.
+pub fn take_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes a number.
+    check(libc::c_long::from(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) })).map(drop)
+}
+
+/// mount_setattr(2): read-only for a whole tree of mounts.
+pub fn read_only_tree(mounted: BorrowedFd<'_>) -> io::Result<()> {
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    let attributes = [MOUNT_ATTR_RDONLY, 0, 0, 0];
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: struct mount_attr is four u64; the empty path is NUL-terminated.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mounted.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    })
+    .map(drop)
+}
+
+/// A nonblocking vsock socket that listens on a port of any context id.
+pub fn vsock_listener(port: u32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket takes no pointers; the new descriptor is owned by nobody else.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_VSOCK, kind, 0);
+        check(libc::c_long::from(fd))?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: sockaddr_vm is plain data; zeros are valid, and the length passed is its own.
+    unsafe {
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_port = port;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        check(libc::c_long::from(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)))?;
+        check(libc::c_long::from(libc::listen(socket.as_raw_fd(), 1)))?;
+    }
+    Ok(socket)
+}
+
+/// A raw packet socket that receives nothing.
+pub fn packet_socket() -> io::Result<OwnedFd> {
+    // SAFETY: socket takes no pointers; the new descriptor is owned by nobody else.
+    unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0);
+        check(libc::c_long::from(fd))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Sends one Ethernet frame by the link of this index.
+pub fn send_packet(socket: &OwnedFd, index: u32, frame: &[u8]) -> io::Result<()> {
+    // SAFETY: sockaddr_ll is plain data; zeros are valid. Both pointers are passed with their own lengths.
+    unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+        address.sll_ifindex = index.cast_signed();
+        address.sll_halen = 6;
+        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        let sent = libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            length,
+        );
+        check(sent as libc::c_long).map(drop)
+    }
+}
