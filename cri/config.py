@@ -130,7 +130,7 @@ class Images:
 class Network:
     mode: str = setting(
         "auto",
-        'What connects pods. "auto": CNI where cni_conf_dir holds a configuration, else "builtin",\n'
+        'What connects pods. "auto": CNI where cni_conf_dir has a configuration, else "builtin":\n'
         "a bridge of the daemon's own.",
         choices=("auto", "cni", "builtin"),
     )

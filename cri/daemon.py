@@ -9,9 +9,8 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from images.service import Images
 
 from cri import processes
 from cri.config import Config
@@ -28,6 +27,9 @@ from hostlib.tasks import SingleFlight, Tasks, in_thread
 from images.model import Image
 from shim import records
 from shim.records import ContainerRecord, ShimConfig
+
+if TYPE_CHECKING:
+    from images.service import Images
 
 log = logging.getLogger(__name__)
 

@@ -229,7 +229,7 @@ class FakeImages:
     async def remove(self, ref: str) -> None:
         self.images = [image for image in self.images if image is not self._find(ref)]
 
-    async def hold(self, image_id: str, holder: str) -> None:
+    async def hold(self, holder: str, image_id: str) -> None:
         self.held[holder] = image_id
 
     async def release(self, holder: str) -> None:
