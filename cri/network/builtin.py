@@ -224,6 +224,9 @@ class BuiltinNetwork:
         made = await netlink.link(host, name)
         if made is None:
             raise Internal(f"link {name} vanished while it was set up")
+        # With bridge-nf-call-iptables the bridge itself forwards what was translated, so a pod that
+        # calls its own host port must get frames back through the port they came from.
+        await host.brport("set", index=made.index, mode=1)
         await host.link("set", index=made.index, state="up")
 
     async def _remove_link(self, vm_id: str) -> None:
