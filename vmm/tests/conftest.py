@@ -1,0 +1,90 @@
+"""Real QEMU, the real guest image, one baked snapshot for the session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmm import accel, ram
+from vmm.accel import Accelerator
+from vmm.bake import bake
+from vmm.guest import GuestImage
+from vmm.guest_image import build
+from vmm.guest_image.__main__ import PROJECT, default_agent
+from vmm.microvm import MicroVM
+from vmm.shape import MachineShape
+from vmm.snapshot import Snapshot
+
+SHAPE = MachineShape(1, 256)
+
+Restore = Callable[[], Awaitable[MicroVM]]
+
+
+@pytest.fixture(scope="session")
+def qemu() -> str:
+    return shutil.which("qemu-system-x86_64") or "/usr/bin/qemu-system-x86_64"
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    return accel.probe()
+
+
+@pytest.fixture(scope="session")
+def guest() -> GuestImage:
+    out = Path(os.environ.get("THAW_GUEST", PROJECT / ".build" / "guest"))
+    if "THAW_GUEST" in os.environ:
+        return GuestImage.load(out)
+    return asyncio.run(build.build(out, default_agent()))
+
+
+@pytest.fixture(scope="session")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("snapshots")
+
+
+@pytest.fixture(scope="session")
+def snapshot(guest: GuestImage, snapshots: Path, accelerator: Accelerator, qemu: str) -> Snapshot:
+    return asyncio.run(
+        bake(
+            guest,
+            SHAPE,
+            snapshots=snapshots,
+            accel=accelerator,
+            qemu=qemu,
+            progress=lambda step, share: None,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def ram_fd(snapshot: Snapshot) -> Iterator[int]:
+    descriptor = asyncio.run(ram.load(snapshot))
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+async def restore(
+    snapshot: Snapshot, ram_fd: int, accelerator: Accelerator, qemu: str, tmp_path: Path
+) -> AsyncIterator[Restore]:
+    """Restores VMs, as many as a test wants, and ends them after it."""
+    made: list[MicroVM] = []
+
+    async def work() -> MicroVM:
+        share = tmp_path / f"share{len(made)}"
+        share.mkdir()
+        vm = await MicroVM.restore(
+            snapshot, ram_fd=ram_fd, tap_fd=None, share=share, accel=accelerator, qemu=qemu
+        )
+        made.append(vm)
+        return vm
+
+    yield work
+    for vm in made:
+        await vm.kill()
