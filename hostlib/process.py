@@ -55,7 +55,9 @@ async def _drain(stream: asyncio.StreamReader) -> bytes:
     return bytes(kept)
 
 
-async def _feed(sink: asyncio.StreamWriter, data: bytes) -> None:
+async def _feed(sink: asyncio.StreamWriter | None, data: bytes | int) -> None:
+    if sink is None or isinstance(data, int):
+        return
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sink.write(data)
         await sink.drain()
@@ -64,8 +66,8 @@ async def _feed(sink: asyncio.StreamWriter, data: bytes) -> None:
 
 async def run(
     *argv: str,
-    stdin: bytes = b"",
-    timeout: float = 60.0,
+    stdin: bytes | int = b"",
+    timeout: float | None = 60.0,
     env: Mapping[str, str] = ENVIRONMENT,
     check: bool = True,
     pass_fds: Sequence[int] = (),
@@ -74,19 +76,24 @@ async def run(
     """Run a command to its end.
 
     Raises `CommandFailed` on a non-zero exit code where `check` is set, `DeadlineExceeded` after
-    `timeout` seconds; it is killed then, and also when the caller is cancelled.
+    `timeout` seconds; it is killed then, and also when the caller is cancelled. A descriptor given
+    as `stdin` is closed here once the command has it, so that its writer sees the command's end.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(env),
-        pass_fds=tuple(pass_fds),
-        cwd=cwd,
-        start_new_session=True,
-    )
-    assert process.stdin and process.stdout and process.stderr
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=stdin if isinstance(stdin, int) else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=dict(env),
+            pass_fds=tuple(pass_fds),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    finally:
+        if isinstance(stdin, int):
+            os.close(stdin)
+    assert process.stdout and process.stderr
     try:
         async with asyncio.timeout(timeout):
             out, err, _ = await asyncio.gather(
