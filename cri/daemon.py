@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-
 from cri import processes
 from cri.config import Config
 from cri.index import Container, Index, Names, Pod

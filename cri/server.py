@@ -83,8 +83,9 @@ IMAGE: Final[dict[str, Verb]] = {
 }
 
 
-def _servicer(base: type[Any], verbs: dict[str, Verb], daemon: Daemon, boundary: Boundary) -> Any:
+def _servicer(service: str, verbs: dict[str, Verb], daemon: Daemon, boundary: Boundary) -> Any:
     """An object with a method for each RPC of the service; those without a verb say so by name."""
+    base = getattr(v1_pb2_grpc, f"{service}Servicer")
     servicer = base()
     for name in dir(base):
         if not name.startswith("_"):
@@ -103,8 +104,8 @@ class _Thaw(thaw_pb2_grpc.ThawServicer):
 
     def __init__(self, daemon: Daemon, boundary: Boundary) -> None:
         self._daemon, self._boundary = daemon, boundary
-        self.Pool = boundary.unary("Pool", partial(thaw.pool, daemon))
-        self.Trace = boundary.unary("Trace", partial(thaw.trace, daemon))
+        for name, verb in (("Pool", thaw.pool), ("Trace", thaw.trace)):
+            setattr(self, name, boundary.unary(name, partial(verb, daemon)))
 
     async def Pull(  # noqa: N802 (the protocol's name)
         self, request: thaw_pb2.PullRequest, context: Any
@@ -124,7 +125,7 @@ class Server:
 
     def __init__(self, daemon: Daemon, path: Path) -> None:
         self._path = path
-        self._boundary = Boundary()
+        self._boundary = calls = Boundary()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_REQUEST),
@@ -133,15 +134,12 @@ class Server:
             ],
             maximum_concurrent_rpcs=MAX_CONCURRENT,
         )
-        v1_pb2_grpc.add_RuntimeServiceServicer_to_server(
-            _servicer(v1_pb2_grpc.RuntimeServiceServicer, RUNTIME, daemon, self._boundary),
-            self._server,
-        )
-        v1_pb2_grpc.add_ImageServiceServicer_to_server(
-            _servicer(v1_pb2_grpc.ImageServiceServicer, IMAGE, daemon, self._boundary),
-            self._server,
-        )
-        thaw_pb2_grpc.add_ThawServicer_to_server(_Thaw(daemon, self._boundary), self._server)
+        for module, service, servicer in (
+            (v1_pb2_grpc, "RuntimeService", _servicer("RuntimeService", RUNTIME, daemon, calls)),
+            (v1_pb2_grpc, "ImageService", _servicer("ImageService", IMAGE, daemon, calls)),
+            (thaw_pb2_grpc, "Thaw", _Thaw(daemon, calls)),
+        ):
+            getattr(module, f"add_{service}Servicer_to_server")(servicer, self._server)
 
     async def start(self) -> None:
         """Bind the socket and answer. A stale socket is replaced; one that is served is refused

@@ -65,6 +65,11 @@ class Client:
         return self.world.zygote.shims[self.world.daemon.index.pods.find(pod).vm.id]
 
 
+def stub(module: Any, service: str, channel: grpc.aio.Channel) -> Any:
+    """A stub of the generated module, which has no types."""
+    return getattr(module, f"{service}Stub")(channel)
+
+
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
     world = make_world(tmp_path)
@@ -73,12 +78,12 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     channel = grpc.aio.insecure_channel(f"unix:{tmp_path}/thawd.sock")
     yield Client(
         world,
-        v1_pb2_grpc.RuntimeServiceStub(channel),
-        v1_pb2_grpc.ImageServiceStub(channel),
-        thaw_pb2_grpc.ThawStub(channel),
+        stub(v1_pb2_grpc, "RuntimeService", channel),
+        stub(v1_pb2_grpc, "ImageService", channel),
+        stub(thaw_pb2_grpc, "Thaw", channel),
         tmp_path / "logs",
     )
-    await channel.close()
+    await channel.close(None)
     await server.stop(0.1)
     await world.daemon.close()
 
@@ -181,7 +186,7 @@ async def test_a_pod_that_fails_leaves_nothing(client: Client, step: str) -> Non
             shim.fail["bind"] = problem
             return shim
 
-        world.zygote.spawn = spawn  # type: ignore[method-assign]
+        setattr(world.zygote, "spawn", spawn)  # noqa: B010 (a method is replaced)
     request = v1.RunPodSandboxRequest(config=client.sandbox())
     await refused(
         client.runtime.RunPodSandbox(request),

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cri.pool import Limits, Pool
+from cri.tests.fakes import FakeShim
+from cri.vms import Vm
+from hostlib.errors import Unavailable
+
+
+class Maker:
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.killed: list[str] = []
+        self.failures = 0
+
+    async def spawn(self, shape: str) -> Vm:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("no memory")
+        self.made.append(shape)
+        name = f"{len(self.made):08d}"
+        shim = FakeShim(name, lambda _vm, _event: None)
+        return Vm(name, Path("/vms") / name, Path("/netns") / name, shape, "key", shim)
+
+    async def kill(self, vm: Vm) -> None:
+        self.killed.append(vm.id)
+
+
+def make(maker: Maker, size: int, **more: Any) -> Pool:
+    limits = Limits(size, **more)
+    return Pool("2x2048", limits, spawn=maker.spawn, kill=maker.kill, first_delay=0.01)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (the pool has no event for a test)
+            await asyncio.sleep(0.005)
+
+
+async def test_fills_and_refills() -> None:
+    maker = Maker()
+    pool = make(maker, 2)
+    pool.start()
+    await until(lambda: len(pool) == 2)
+    vm = await pool.take("2x2048")
+    assert vm.id == "00000001"
+    await until(lambda: len(pool) == 2)
+    await pool.close()
+    assert sorted(maker.killed) == ["00000002", "00000003"]
+
+
+async def test_empty_or_another_shape_restores_on_the_spot() -> None:
+    maker = Maker()
+    pool = make(maker, 0)
+    pool.start()
+    assert (await pool.take("2x2048")).shape == "2x2048"
+    assert (await pool.take("4x4096")).shape == "4x4096"
+    await pool.close()
+
+
+async def test_memory_limits_the_size() -> None:
+    assert Limits(10, max_memory_mib=200, reserve_mib=64).capacity == 3
+
+
+async def test_a_vm_that_dies_is_replaced() -> None:
+    maker = Maker()
+    pool = make(maker, 1)
+    pool.start()
+    await until(lambda: len(pool) == 1)
+    first = await pool.take("2x2048")
+    await until(lambda: len(pool) == 1)
+    waiting = pool._ready[0]
+    assert waiting.shim is not None
+    await waiting.shim.close()
+    await until(lambda: waiting.id in maker.killed and len(pool) == 1)
+    assert first.id not in maker.killed
+    await pool.close()
+
+
+async def test_failures_are_told_and_tried_again() -> None:
+    maker = Maker()
+    maker.failures = 2
+    pool = make(maker, 1)
+    pool.start()
+    await until(lambda: "no memory" in pool.error)
+    await until(lambda: len(pool) == 1)
+    assert pool.error == ""
+    await pool.close()
+
+
+async def test_adopt_until_full() -> None:
+    maker = Maker()
+    pool = make(maker, 1)
+    assert pool.adopt(await maker.spawn("2x2048"))
+    assert not pool.adopt(await maker.spawn("2x2048"))
+    await pool.close()
