@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from hostlib.errors import DataLoss
@@ -73,3 +74,19 @@ def digest(descriptor: int, size: int) -> str:
         total.update(at.to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
+
+
+def clone(source: Path, target: Path) -> None:
+    """Copy a sparse file to a new one, mode 0600: a pod's scratch disk from its template. Blocking.
+
+    Raises FileExistsError, OSError (ENOSPC).
+    """
+    with open(source, "rb") as reader:
+        sink = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            copy(reader.fileno(), sink, os.fstat(reader.fileno()).st_size)
+        except BaseException:
+            target.unlink()
+            raise
+        finally:
+            os.close(sink)

@@ -18,7 +18,7 @@ from hostlib.tasks import in_thread
 from vmm.guest import GUEST_KIND, GUEST_VERSION, GuestImage, file_sha256
 from vmm.guest_image import cpio, kernel, modules, rehearsal, scratch
 
-RECIPE: Final = 1
+RECIPE: Final = 2
 """Raised when this package makes other files from the same inputs."""
 
 _FOLDERS: Final = ("dev", "proc", "sys", "run", "tmp", "etc", "modules")

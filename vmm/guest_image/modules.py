@@ -10,8 +10,9 @@ import zstandard
 
 from hostlib.errors import DataLoss, FailedPrecondition
 
-EARLY: Final = ("crc32c_generic", "crc32c_intel")
-"""What other modules ask the kernel for by algorithm, which modules.dep does not tell."""
+EARLY: Final = ("crc32c_generic", "crc32c_intel", "quota_v2")
+"""What other modules ask the kernel for by the name of an algorithm or a format, which modules.dep
+does not tell: ext4 with quotas fails to mount (ESRCH) without quota_v2."""
 
 REQUIRED: Final = (
     "virtio_pci",

@@ -17,7 +17,7 @@ import pytest
 
 from hostlib import failpoint, linux
 from hostlib.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from vmm import ram
+from vmm import ram, sparse
 from vmm import snapshot as snapshots_module
 from vmm.accel import Accelerator
 from vmm.bake import bake
@@ -203,7 +203,7 @@ async def test_a_scratch_disk_and_the_share_mount(
     vm: MicroVM, guest: GuestImage, tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch.ext4"
-    shutil.copyfile(guest.scratch, scratch)
+    sparse.clone(guest.scratch, scratch)
     await vm.attach(12, scratch, read_only=False)
     await vm.agent.request("scratch.mount", {"slot": 12})
     await vm.agent.request("share.mount")
@@ -272,10 +272,12 @@ async def test_a_mismatch_is_refused(
     assert other.key != snapshot.key
     with pytest.raises(FailedPrecondition, match="qemu_digest"):
         await snapshots_module.load(snapshot.folder, other)
-    for changes in ({"qemu_digest": "0" * 64}, {"machine": ("-machine", "pc")}, {"format": 0}):
-        foreign = dataclasses.replace(
-            snapshot, inputs=dataclasses.replace(snapshot.inputs, **changes)
-        )
+    for inputs in (
+        other,
+        dataclasses.replace(snapshot.inputs, machine=("-machine", "pc")),
+        dataclasses.replace(snapshot.inputs, format=0),
+    ):
+        foreign = dataclasses.replace(snapshot, inputs=inputs)
         with pytest.raises(FailedPrecondition, match="baked with another"):
             await MicroVM.restore(
                 foreign, ram_fd=ram_fd, tap_fd=None, share=tmp_path, accel=accelerator, qemu=qemu
