@@ -161,7 +161,7 @@ impl Agent {
             }
             for event in events.drain(..) {
                 let event: epoll::Event = event;
-                self.dispatch(Source::from_token(event.data.u64()), serial);
+                self.dispatch(Source::from_token(event.data.u64()), event.flags, serial);
             }
             self.flush();
             if self.port.is_none() && self.listener.is_none() {
@@ -170,7 +170,7 @@ impl Agent {
         }
     }
 
-    fn dispatch(&mut self, source: Source, serial: bool) {
+    fn dispatch(&mut self, source: Source, flags: EventFlags, serial: bool) {
         match source {
             Source::Channel => self.read_channel(serial),
             Source::Listener => self.accept(),
@@ -182,7 +182,12 @@ impl Agent {
             }
             Source::Input(id) => {
                 if let Some(port) = &mut self.port {
-                    self.streams.drain_input(&self.poll, port, self.session.nonce, id);
+                    let nonce = self.session.nonce;
+                    if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
+                        self.streams.input_gone(&self.poll, port, nonce, id);
+                    } else {
+                        self.streams.drain_input(&self.poll, port, nonce, id);
+                    }
                 }
             }
             Source::Orphan(id) => self.streams.drain_orphan(&self.poll, id, &mut self.scratch),

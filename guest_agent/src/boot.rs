@@ -135,7 +135,9 @@ pub enum Channel {
 pub fn channel() -> Outcome<Channel> {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if line.split_whitespace().any(|word| word == "thaw.channel=vsock") {
-        return crate::sys::vsock_listener(1024).doing(|| "listen on vsock port 1024".to_owned()).map(Channel::Listener);
+        return crate::sys::vsock_listener(1024)
+            .doing(|| "listen on vsock port 1024".to_owned())
+            .map(Channel::Listener);
     }
     serial_port("thaw.agent.0").map(Channel::Port)
 }

@@ -169,3 +169,79 @@ impl Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn unhex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    fn decode(chunks: &[Vec<u8>]) -> (Vec<Frame>, u64) {
+        let mut decoder = Decoder::default();
+        let mut frames = Vec::new();
+        for chunk in chunks {
+            decoder.push(chunk);
+            frames.extend(std::iter::from_fn(|| decoder.next()));
+        }
+        (frames, decoder.skipped())
+    }
+
+    fn expected(frame: &Value) -> Frame {
+        let text = |name: &str| frame[name].as_str().unwrap();
+        let kind = (1..=7).filter_map(Kind::from_byte).find(|kind| format!("{kind:?}").to_uppercase() == text("type"));
+        Frame {
+            nonce: u64::from_str_radix(text("nonce"), 16).unwrap(),
+            kind: kind.unwrap(),
+            flags: u8::try_from(frame["flags"].as_u64().unwrap()).unwrap(),
+            stream: u32::try_from(frame["stream"].as_u64().unwrap()).unwrap(),
+            payload: unhex(text("payload")),
+        }
+    }
+
+    #[test]
+    fn vectors() {
+        let file: Value = serde_json::from_str(include_str!("../vectors/frames.json")).unwrap();
+        for vector in file["vectors"].as_array().unwrap() {
+            let chunks: Vec<_> =
+                vector["chunks"].as_array().unwrap().iter().map(|hex| unhex(hex.as_str().unwrap())).collect();
+            let wanted: Vec<_> = vector["frames"].as_array().unwrap().iter().map(expected).collect();
+            let (frames, skipped) = decode(&chunks);
+            assert_eq!(frames, wanted, "{}", vector["name"]);
+            assert_eq!(skipped, vector["skipped"].as_u64().unwrap(), "{}", vector["name"]);
+        }
+    }
+
+    #[test]
+    fn largest_payload() {
+        let payload = vec![7; MAX_PAYLOAD];
+        let (frames, skipped) = decode(&[encode(1, Kind::Data, 0, 9, &payload)]);
+        assert_eq!((frames[0].payload.len(), skipped), (MAX_PAYLOAD, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..20)) {
+            let given: usize = chunks.iter().map(Vec::len).sum();
+            prop_assert!(decode(&chunks).1 <= given as u64);
+        }
+
+        #[test]
+        fn frames_survive_garbage_and_cuts(
+            garbage in prop::collection::vec(any::<u8>(), 0..100),
+            payload in prop::collection::vec(any::<u8>(), 0..300),
+            nonce in 1_u64..,
+            stream in any::<u32>(),
+            cut in 0_usize..400,
+        ) {
+            let bytes = [garbage, encode(nonce, Kind::Data, 0, stream, &payload)].concat();
+            let cut = cut.min(bytes.len());
+            let (frames, _) = decode(&[bytes[..cut].to_vec(), bytes[cut..].to_vec()]);
+            prop_assert_eq!(frames, [Frame { nonce, kind: Kind::Data, flags: 0, stream, payload }]);
+        }
+    }
+}

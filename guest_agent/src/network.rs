@@ -138,7 +138,8 @@ fn delete_all(netlink: &mut Netlink, get: u16, delete: u16, fixed: usize, mine: 
 }
 
 fn belongs(body: &[u8], fixed: usize, attribute: u16, index: u32) -> bool {
-    attributes(body.get(fixed..).unwrap_or_default()).any(|(kind, value)| kind == attribute && value == index.to_ne_bytes())
+    attributes(body.get(fixed..).unwrap_or_default())
+        .any(|(kind, value)| kind == attribute && value == index.to_ne_bytes())
 }
 
 fn flush(netlink: &mut Netlink, index: u32) -> Outcome<()> {
@@ -176,7 +177,8 @@ fn add_route(netlink: &mut Netlink, index: u32, route: &Route) -> Outcome<()> {
     let mut fixed = vec![family(ip), length, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST];
     // A gateway outside all prefixes (a point-to-point CNI plugin's) is on the link all the same.
     fixed.extend_from_slice(&(if route.gateway.is_some() { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
-    let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE | REPLACE, &fixed).attribute(RTA_OIF, &index.to_ne_bytes());
+    let mut message =
+        Message::new(RTM_NEWROUTE, ACK | CREATE | REPLACE, &fixed).attribute(RTA_OIF, &index.to_ne_bytes());
     if length > 0 {
         message = message.attribute(RTA_DST, &octets(ip));
     }
@@ -207,7 +209,8 @@ pub fn configure(network: &Network) -> Outcome<()> {
     let mut netlink = Netlink::open()?;
     let index = index_of(LINK)?;
     flush(&mut netlink, index)?;
-    let link = link_message(index, IFF_UP).attribute(IFLA_ADDRESS, &mac).attribute(IFLA_MTU, &network.mtu.to_ne_bytes());
+    let link =
+        link_message(index, IFF_UP).attribute(IFLA_ADDRESS, &mac).attribute(IFLA_MTU, &network.mtu.to_ne_bytes());
     netlink.tell(link, 0, || format!("network: set {LINK} to {} and MTU {}", network.mac, network.mtu))?;
     for (name, value) in &network.sysctls {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));

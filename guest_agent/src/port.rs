@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
@@ -37,10 +37,6 @@ impl Port {
             offset: 0,
             scratch: vec![0; 32 * 1024].into_boxed_slice(),
         }
-    }
-
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// Reads once; call until `Drained`.

@@ -80,7 +80,7 @@ fn check_streams(agent: &Agent, ids: StreamIds, terminal: bool) -> Outcome<()> {
 
 fn attach(agent: &mut Agent, ids: StreamIds, ends: Ends, terminal: bool) {
     if let Some(fd) = ends.stdin {
-        agent.streams.add_input(ids.stdin, fd, terminal);
+        agent.streams.add_input(&agent.poll, ids.stdin, fd, terminal);
     }
     for (id, end) in [(ids.stdout, ends.stdout), (ids.stderr, ends.stderr)] {
         if let Some(fd) = end {

@@ -13,9 +13,13 @@ fn folder(lun: u32) -> Outcome<PathBuf> {
     let entries = fs::read_dir(DEVICES).doing(|| format!("list {DEVICES}"))?;
     entries
         .filter_map(Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().strip_suffix(&wanted).is_some_and(|host| {
-            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_digit())
-        }))
+        .find(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .strip_suffix(&wanted)
+                .is_some_and(|host| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_digit()))
+        })
         .map(|entry| entry.path())
         .ok_or_else(|| Fault::new(Code::NotFound, format!("slot {lun}: the guest has no such LUN")))
 }

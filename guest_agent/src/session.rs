@@ -83,3 +83,59 @@ pub fn too_deep(json: &[u8]) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::frame::{Decoder, Kind};
+
+    fn unhex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn vectors() {
+        let file: Value = serde_json::from_str(include_str!("../vectors/messages.json")).unwrap();
+        for vector in file["vectors"].as_array().unwrap() {
+            let mut session = Session::new(u64::from_str_radix(vector["nonce"].as_str().unwrap(), 16).unwrap());
+            let mut decoder = Decoder::default();
+            decoder.push(&unhex(vector["input"].as_str().unwrap()));
+            let mut heard = Vec::new();
+            while let Some(frame) = decoder.next() {
+                let stream = frame.stream;
+                if frame.nonce != session.nonce {
+                    continue;
+                }
+                if let Heard::Message(message) = session.assemble(frame) {
+                    let text = String::from_utf8(message).unwrap();
+                    heard.push(json!({"type": "REQUEST", "stream": stream, "payload": text}));
+                }
+            }
+            assert_eq!(Value::from(heard), vector["messages"], "{}", vector["name"]);
+        }
+    }
+
+    fn part(stream: u32, size: usize, more: bool) -> Frame {
+        let flags = if more { MORE } else { 0 };
+        Frame { nonce: 1, kind: Kind::Request, flags, stream, payload: vec![b' '; size] }
+    }
+
+    #[test]
+    fn too_long_is_said_once_and_the_rest_dropped() {
+        let mut session = Session::new(1);
+        let mut heard: Vec<Heard> = (0..70).map(|_| session.assemble(part(7, 65_536, true))).collect();
+        heard.push(session.assemble(part(7, 1, false)));
+        assert_eq!(heard.iter().filter(|heard| **heard == Heard::TooLong).count(), 1);
+        assert!(!heard.iter().any(|heard| matches!(heard, Heard::Message(_))));
+        assert_eq!(session.assemble(part(7, 2, false)), Heard::Message(b"  ".to_vec()));
+    }
+
+    #[test]
+    fn depth_counts_outside_strings() {
+        assert!(!too_deep(&[&[b'['; 64][..], &[b']'; 64]].concat()));
+        assert!(too_deep(&[b'['; 65]));
+        assert!(!too_deep(br#""\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[""#));
+    }
+}

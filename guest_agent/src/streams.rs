@@ -4,7 +4,7 @@
 //! written as the pipe takes it, and credit given back for what was written.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
@@ -33,7 +33,8 @@ struct Input {
     /// Bytes written to the pipe for which no credit was given back yet.
     owed: u32,
     ended: bool,
-    watched: bool,
+    /// The pipe is full: its next room is watched for.
+    blocked: bool,
     /// A terminal has no end of file: it is told by the character that means it (VEOF, Ctrl-D).
     terminal: bool,
 }
@@ -52,6 +53,10 @@ fn watch(poll: &OwnedFd, fd: &OwnedFd, source: Source, flags: EventFlags) {
     let _ = epoll::add(poll, fd, EventData::new_u64(source.token()), flags);
 }
 
+fn change(poll: &OwnedFd, fd: &OwnedFd, source: Source, flags: EventFlags) {
+    let _ = epoll::modify(poll, fd, EventData::new_u64(source.token()), flags);
+}
+
 impl Streams {
     pub fn knows(&self, id: u32) -> bool {
         self.outputs.contains_key(&id) || self.inputs.contains_key(&id)
@@ -62,10 +67,12 @@ impl Streams {
         self.outputs.insert(id, Output { fd, credit: INITIAL_CREDIT, watched: true });
     }
 
-    pub fn add_input(&mut self, id: u32, fd: OwnedFd, terminal: bool) {
+    pub fn add_input(&mut self, poll: &OwnedFd, id: u32, fd: OwnedFd, terminal: bool) {
         let allowance = INITIAL_CREDIT;
         let buffer = VecDeque::new();
-        self.inputs.insert(id, Input { fd, buffer, allowance, owed: 0, ended: false, watched: false, terminal });
+        // No events: errors are reported all the same, and tell that the reader is gone.
+        watch(poll, &fd, Source::Input(id), EventFlags::empty());
+        self.inputs.insert(id, Input { fd, buffer, allowance, owed: 0, ended: false, blocked: false, terminal });
     }
 
     /// The session ended: outputs are drained from now on, inputs end.
@@ -149,9 +156,7 @@ impl Streams {
         {
             let _ = epoll::delete(poll, &output.fd);
         }
-        if let Some(input) = self.inputs.remove(&id)
-            && input.watched
-        {
+        if let Some(input) = self.inputs.remove(&id) {
             let _ = epoll::delete(poll, &input.fd);
         }
     }
@@ -175,6 +180,14 @@ impl Streams {
         true
     }
 
+    /// The reader of an input is gone: the host learns that nothing more is wanted.
+    pub fn input_gone(&mut self, poll: &OwnedFd, port: &mut Port, nonce: u64, id: u32) {
+        if self.inputs.contains_key(&id) {
+            port.send(encode(nonce, Kind::Reset, 0, id, &[]));
+            self.reset(poll, id);
+        }
+    }
+
     /// Writes buffered input to its pipe, and gives credit back.
     pub fn drain_input(&mut self, poll: &OwnedFd, port: &mut Port, nonce: u64, id: u32) {
         let Some(input) = self.inputs.get_mut(&id) else { return };
@@ -187,16 +200,14 @@ impl Streams {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if !input.watched {
-                        watch(poll, &input.fd, Source::Input(id), EventFlags::OUT);
-                        input.watched = true;
+                    if !input.blocked {
+                        change(poll, &input.fd, Source::Input(id), EventFlags::OUT);
+                        input.blocked = true;
                     }
                     break;
                 }
                 Err(_) => {
-                    // The reader is gone; the host learns that nothing more is wanted.
-                    port.send(encode(nonce, Kind::Reset, 0, id, &[]));
-                    self.reset(poll, id);
+                    self.input_gone(poll, port, nonce, id);
                     return;
                 }
             }
@@ -213,9 +224,9 @@ impl Streams {
             port.send(encode(nonce, Kind::Credit, 0, id, &input.owed.to_le_bytes()));
             input.owed = 0;
         }
-        if empty && input.watched {
-            let _ = epoll::delete(poll, input.fd.as_fd());
-            input.watched = false;
+        if empty && input.blocked {
+            change(poll, &input.fd, Source::Input(id), EventFlags::empty());
+            input.blocked = false;
         }
     }
 }

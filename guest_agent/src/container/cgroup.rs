@@ -194,7 +194,8 @@ mod tests {
     #[test]
     fn unified_names_stay_inside_the_cgroup() {
         for name in ["../cgroup.procs", "cgroup.procs", "memory", ".x"] {
-            let resources = Resources { unified: [(name.to_owned(), "1".to_owned())].into(), ..Resources::default() };
+            let mut resources = Resources::default();
+            resources.unified.insert(name.to_owned(), "1".to_owned());
             assert!(settings(&resources).is_err(), "{name}");
         }
     }

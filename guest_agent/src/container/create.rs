@@ -90,10 +90,9 @@ pub fn launch(plan: &Plan<'_>, stdio: &Stdio, cgroup: &Cgroup) -> Outcome<Child>
     let caps = Sets::parse(plan.spec.process.capabilities.as_ref())?;
     let (ours, theirs) = status::pair()?;
     let cgroup = cgroup.open()?;
-    let forked = sys::fork_into(plan.own.flags, Some(cgroup.as_fd())).doing(|| "fork the container's init".to_owned())?;
-    let Some(pid) = forked else {
-        child(stdio, &theirs, None, |status| init(plan, &caps, status))
-    };
+    let forked =
+        sys::fork_into(plan.own.flags, Some(cgroup.as_fd())).doing(|| "fork the container's init".to_owned())?;
+    let Some(pid) = forked else { child(stdio, &theirs, None, |status| init(plan, &caps, status)) };
     Ok(Child { pid, status: ours })
 }
 

@@ -102,9 +102,10 @@ fn look_path(process: &Process) -> Outcome<String> {
     }
     let path = process.env.iter().rev().find_map(|text| text.strip_prefix("PATH=")).unwrap_or_default();
     let found = path.split(':').filter(|folder| folder.starts_with('/') && !name.is_empty());
-    found.map(|folder| format!("{}/{name}", folder.trim_end_matches('/'))).find(|path| may_execute(path).is_ok()).ok_or_else(
-        || Fault::new(Code::NotFound, format!("exec: {name:?}: executable file not found in $PATH")),
-    )
+    found
+        .map(|folder| format!("{}/{name}", folder.trim_end_matches('/')))
+        .find(|path| may_execute(path).is_ok())
+        .ok_or_else(|| Fault::new(Code::NotFound, format!("exec: {name:?}: executable file not found in $PATH")))
 }
 
 /// The streams belong to the user, so that `/dev/stdout` can be opened again. The guest's /dev/null does not.

@@ -3,7 +3,9 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
+};
 
 use crate::container::paths::{self, Wanted};
 use crate::container::spec::Mount;
@@ -86,9 +88,8 @@ pub fn propagation(name: &str) -> Option<MountPropagationFlags> {
 
 /// Opens the source of a bind mount: the pod's share or a file that `identity` wrote, and nothing else of the guest.
 fn bind_source(source: &str) -> Outcome<OwnedFd> {
-    let refused = || {
-        Fault::invalid(format!("mounts: bind source {source:?} is neither in {SHARE} nor a file of {IDENTITY}"))
-    };
+    let refused =
+        || Fault::invalid(format!("mounts: bind source {source:?} is neither in {SHARE} nor a file of {IDENTITY}"));
     let beneath = |base: &str| source.strip_prefix(base).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     let (base, rest) = match (beneath(SHARE), beneath(IDENTITY)) {
         (Some(rest), _) => (SHARE, rest),
@@ -135,7 +136,9 @@ pub fn carry_out(root: &OwnedFd, entry: &Mount) -> Outcome<()> {
     let kind = match entry.kind.as_str() {
         "cgroup" | "cgroup2" => "cgroup2",
         known @ ("proc" | "tmpfs" | "sysfs" | "devpts" | "mqueue") => known,
-        other => return Err(Fault::invalid(format!("mounts: type {other:?} of {} is not supported", entry.destination))),
+        other => {
+            return Err(Fault::invalid(format!("mounts: type {other:?} of {} is not supported", entry.destination)));
+        }
     };
     let target = paths::ensure(root.as_fd(), &entry.destination, Wanted::Directory)?;
     let data = options.data.join(",");
@@ -168,7 +171,9 @@ mod tests {
 
     #[test]
     fn bind_sources_outside_the_share_are_refused() {
-        for source in ["/", "/etc", "/run/thaw/shared", "/run/thaw/identity", "/run/thaw/identity/", "/run/thaw/scratch/x"] {
+        for source in
+            ["/", "/etc", "/run/thaw/shared", "/run/thaw/identity", "/run/thaw/identity/", "/run/thaw/scratch/x"]
+        {
             assert!(bind_source(source).is_err(), "{source}");
         }
         assert_eq!(bind_source("/etc").unwrap_err().code, Code::InvalidArgument);

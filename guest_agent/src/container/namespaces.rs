@@ -24,7 +24,9 @@ impl Own {
         for namespace in namespaces {
             let (kind, path) = (namespace.kind.as_str(), namespace.path.as_str());
             if !path.is_empty() && path != POD {
-                return Err(Fault::invalid(format!("linux.namespaces: {kind}: path {path:?}; only \"pod\" can be joined")));
+                return Err(Fault::invalid(format!(
+                    "linux.namespaces: {kind}: path {path:?}; only \"pod\" can be joined"
+                )));
             }
             let shared = path == POD;
             match kind {

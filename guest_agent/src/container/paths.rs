@@ -36,7 +36,9 @@ pub fn ensure(root: BorrowedFd<'_>, path: &str, wanted: Wanted) -> Outcome<Owned
     };
     if is_directory(&fd) != (wanted == Wanted::Directory) {
         let (is, other) = if wanted == Wanted::Directory { ("not a", "is") } else { ("a", "is not") };
-        return Err(Fault::invalid(format!("{path} in the container is {is} directory, what is mounted there {other}")));
+        return Err(Fault::invalid(format!(
+            "{path} in the container is {is} directory, what is mounted there {other}"
+        )));
     }
     Ok(fd)
 }

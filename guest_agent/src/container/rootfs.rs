@@ -4,7 +4,9 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
+};
 
 use crate::container::spec::Spec;
 use crate::container::{devices, mounts, paths};
@@ -58,12 +60,14 @@ fn pivot(root: &OwnedFd) -> Outcome<()> {
 
 /// Builds the root and moves the calling process into it. It runs in its own mount namespace.
 pub fn enter(id: &str, layers: &[String], spec: &Spec) -> Outcome<()> {
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing(|| "make / private".to_owned())?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .doing(|| "make / private".to_owned())?;
     let root = overlay(id, layers)?;
     for entry in &spec.mounts {
         mounts::carry_out(&root, entry)?;
     }
-    let own_dev = spec.mounts.iter().any(|entry| entry.destination.trim_end_matches('/') == "/dev" && entry.kind == "tmpfs");
+    let own_dev =
+        spec.mounts.iter().any(|entry| entry.destination.trim_end_matches('/') == "/dev" && entry.kind == "tmpfs");
     devices::make(&root, &spec.linux.devices, own_dev)?;
     if spec.mounts.iter().any(|entry| entry.kind == "proc") {
         let boot_id = "/run/thaw/identity/boot_id";
@@ -87,7 +91,8 @@ pub fn seal(spec: &Spec) -> Outcome<()> {
     for path in &spec.linux.readonly_paths {
         if paths::exists(path) {
             mount_bind(path.as_str(), path.as_str()).doing(|| format!("bind {path}"))?;
-            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+            let flags =
+                MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
             mount_remount(path.as_str(), flags, c"").doing(|| format!("make {path} read-only"))?;
         }
     }

@@ -37,8 +37,9 @@ pub struct Root {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Process {
-    #[serde(default)]
-    pub terminal: bool,
+    /// The request's own `terminal` counts.
+    #[serde(rename = "terminal")]
+    _terminal: Option<IgnoredAny>,
     pub console_size: Option<ConsoleSize>,
     #[serde(default)]
     pub user: User,
