@@ -155,6 +155,12 @@ def _check(config: v1.ContainerConfig) -> None:
         raise InvalidArgument("Windows containers are not supported")
     security = config.linux.security_context
     _check_namespaces(security.namespace_options)
+    # Containers that say nothing of namespaces get a PID namespace of their own.
+    if security.HasField("namespace_options") and security.namespace_options.pid == v1.POD:
+        raise Unimplemented(
+            "containers of a pod cannot share one PID namespace yet",
+            hint="set the PID namespace to CONTAINER (shareProcessNamespace: false)",
+        )
     if config.devices:
         raise Unimplemented(
             f"host device {config.devices[0].host_path} cannot be given to a microVM",

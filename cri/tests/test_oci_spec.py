@@ -170,6 +170,7 @@ def test_resources() -> None:
     [
         {"namespace_options": v1.NamespaceOption(pid=v1.NODE)},
         {"namespace_options": v1.NamespaceOption(pid=v1.TARGET)},
+        {"namespace_options": v1.NamespaceOption(pid=v1.POD)},
         {"seccomp": v1.SecurityProfile(profile_type=v1.SecurityProfile.Localhost)},
         {"apparmor": v1.SecurityProfile(profile_type=v1.SecurityProfile.Localhost)},
         {"selinux_options": v1.SELinuxOption(type="x")},
