@@ -134,9 +134,11 @@ class Network:
         "a bridge of the daemon's own.",
         choices=("auto", "cni", "builtin"),
     )
-    cni_conf_dir: Path = setting(
-        Path("/etc/cni/net.d"),
-        "The folder with CNI configurations; the first by name is used.",
+    cni_conf_dir: str = setting(
+        "/etc/cni/net.d",
+        "The folder with CNI configurations; the first by name is used. Empty: CNI is not used.",
+        pattern="(/.*)?",
+        pattern_hint="an absolute path, or nothing",
     )
     cni_bin_dirs: tuple[Path, ...] = setting(
         (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for."
@@ -153,6 +155,8 @@ class Network:
     )
 
     def validate(self) -> None:
+        if self.mode == "cni" and not self.cni_conf_dir:
+            raise BadValue("cni_conf_dir", 'mode "cni" needs a folder', 'write "/etc/cni/net.d"')
         try:
             network = ipaddress.IPv4Network(self.subnet)
         except ValueError as error:

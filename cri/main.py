@@ -115,10 +115,10 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
     settings = config.network
     network = create_network(
         NetworkConfig(
-            mode=cast("Any", settings.mode),
+            mode=cast("Any", settings.mode if settings.cni_conf_dir else "builtin"),
             subnet=settings.subnet,
             mtu=settings.mtu,
-            cni_conf_dir=settings.cni_conf_dir,
+            cni_conf_dir=Path(settings.cni_conf_dir or "/"),
             cni_bin_dirs=settings.cni_bin_dirs,
             cni_timeout=settings.cni_timeout_seconds,
         ),
