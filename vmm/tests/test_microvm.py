@@ -355,16 +355,18 @@ async def test_qemu_missing_or_too_old(
 
 async def test_the_key_holds_every_input(snapshot: Snapshot) -> None:
     inputs = snapshot.inputs
-    for field in dataclasses.fields(Inputs):
-        value = getattr(inputs, field.name)
-        changed: object = f"{value}x"
-        if field.name == "shape":
-            changed = MachineShape(2, 512)
-        elif field.name == "machine":
-            changed = (*value, "-x")
-        elif field.name == "format":
-            changed = value + 1
-        other = dataclasses.replace(inputs, **{field.name: changed})
-        assert other.key != inputs.key, field.name
-        assert inputs.differences(other)
+    changed = [
+        dataclasses.replace(inputs, qemu_version="x"),
+        dataclasses.replace(inputs, qemu_digest="x"),
+        dataclasses.replace(inputs, accel="x"),
+        dataclasses.replace(inputs, shape=MachineShape(2, 512)),
+        dataclasses.replace(inputs, machine=(*inputs.machine, "-x")),
+        dataclasses.replace(inputs, kernel="x"),
+        dataclasses.replace(inputs, initramfs="x"),
+        dataclasses.replace(inputs, agent="x"),
+        dataclasses.replace(inputs, format=inputs.format + 1),
+    ]
+    assert len(changed) == len(dataclasses.fields(Inputs))
+    assert len({inputs.key, *(other.key for other in changed)}) == len(changed) + 1
+    assert all(len(inputs.differences(other)) in (1, 2) for other in changed)
     assert Inputs.from_record(inputs.to_record()) == inputs
