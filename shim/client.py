@@ -162,9 +162,11 @@ class ShimClient:
             self._connection.close()
             if not self.closed.done():
                 self.closed.set_result(None)
-            for future in (*self._calls.values(), self._ready):
+            for future in self._calls.values():
                 if not future.done():
                     future.set_exception(error)
+            if not self._ready.done():
+                self._ready.set_exception(error)
             if not self._ready.cancelled():
                 self._ready.exception()
 
@@ -368,7 +370,8 @@ class ZygoteClient:
         }
         _, client = await self._child("bake", params, (), event)
         try:
-            await asyncio.wait([done, client.closed], return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [done, client.closed]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 raise Unavailable("the bake process died", hint="see the daemon's log")
             return done.result()

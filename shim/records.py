@@ -40,7 +40,8 @@ class ShimConfig:
     """What a new shim is told; paths are absolute.
 
     ``shape`` is the machine shape's own form and passed on as it is. ``slots`` is the number of
-    read-only block slots of the snapshot. ``netns`` is where the namespace is to be pinned.
+    read-only block slots of the snapshot. ``netns`` is where the namespace is to be pinned. ``cgroup``
+    is where the shim and its VM live until a pod is bound; "" leaves the shim where it was forked.
     """
 
     instance: str
@@ -55,6 +56,7 @@ class ShimConfig:
     netns: str
     rehearse: bool = True
     slots: int = 12
+    cgroup: str = ""
 
 
 @dataclass(frozen=True)
