@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,8 +19,6 @@ from vmm.agent.codec import (
     encode_message,
     parse_json,
 )
-
-VECTORS = Path(__file__).resolve().parents[2] / "guest_agent" / "vectors"
 
 
 @st.composite

@@ -182,7 +182,7 @@ async def test_a_rehearsal_leaves_the_guest_as_it_was(vm: MicroVM, guest: GuestI
     assert await vm.agent.request("state") == before
 
 
-async def test_two_vms_of_one_snapshot_draw_different_numbers(
+async def test_two_vms_of_one_snapshot_confirm_their_restore_steps(
     restore: Restore, guest: GuestImage
 ) -> None:
     assert process("/bin/true")["args"] == ["/bin/true"]
