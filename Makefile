@@ -11,7 +11,7 @@ PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
 .PHONY: help setup demo test lint unit e2e bench clean
 
 help: ## List the tasks
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: ## Install and build all that is missing (Debian packages, .venv, guest agent, guest image)
 	@tools/setup.sh
