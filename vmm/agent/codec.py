@@ -98,7 +98,8 @@ def _header(data: bytes | bytearray, at: int) -> tuple[int, Type, Flag, int, int
         found = Type(kind)
     except ValueError:
         return None
-    if flags & ~_ALLOWED_FLAGS[found]:
+    # As int: the complement of an IntFlag holds the known flags alone.
+    if flags & ~int(_ALLOWED_FLAGS[found]):
         return None
     return nonce, found, Flag(flags), stream, length
 
