@@ -5,8 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly STAMPS=.build/stamps
-readonly AGENT=guest_agent/target/release/thaw-agent
-readonly RUST_MIN=1.85 GO_MIN=1.24
+readonly AGENT=.build/thaw-agent
+RUST_MIN=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' guest_agent/Cargo.toml)
+readonly RUST_MIN GO_MIN=1.24
 
 # What Thaw runs on, what its tests drive, and what the demo shows.
 readonly PACKAGES=(
@@ -91,7 +92,9 @@ make_venv() {
 build_agent() {
   say "building the guest agent"
   (cd guest_agent && cargo build --quiet --release --locked)
-  [ -x "$AGENT" ] || die "cargo built no $AGENT"
+  local host
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  cp "guest_agent/target/$host/release/thaw-agent" "$AGENT"
 }
 
 build_guest() {
