@@ -111,8 +111,10 @@ pub fn boot() -> Outcome<()> {
     let mut netlink = Netlink::open()?;
     for name in ["lo", LINK] {
         if let Ok(index) = index_of(name) {
-            // No autoconfiguration: the host alone gives addresses.
-            for (setting, value) in [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0")] {
+            // No autoconfiguration: the host alone gives addresses, and the link-local one follows from the pod's MAC,
+            // not the snapshot's.
+            for (setting, value) in [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0"), ("addr_gen_mode", "1")]
+            {
                 let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value);
             }
             netlink.tell(link_message(index, IFF_UP), 0, || format!("network: {name} up"))?;
@@ -145,7 +147,6 @@ fn belongs(body: &[u8], fixed: usize, attribute: u16, index: u32) -> bool {
 fn flush(netlink: &mut Netlink, index: u32) -> Outcome<()> {
     const RTA_OIF: u16 = 4;
     let at_four = |body: &[u8]| body.get(4..8) == Some(&index.to_ne_bytes());
-    // The kernel's own link-local IPv6 address follows from the MAC, and goes with it.
     delete_all(netlink, RTM_GETADDR, RTM_DELADDR, 8, at_four)?;
     delete_all(netlink, RTM_GETROUTE, RTM_DELROUTE, 12, |body| {
         body[4] == RT_TABLE_MAIN && belongs(body, 12, RTA_OIF, index)
@@ -201,6 +202,13 @@ fn add_neighbour(netlink: &mut Netlink, index: u32, neighbour: &Neighbour) -> Ou
     netlink.tell(message, 0, || format!("network: add neighbour {}", neighbour.ip))
 }
 
+/// The address that neighbour discovery uses, RFC 4291 appendix A.
+fn link_local(mac: Mac) -> std::net::Ipv6Addr {
+    let pair = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    let [a, b, c, d, e, f] = mac;
+    std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f))
+}
+
 /// Step `network` of `restore`.
 pub fn configure(network: &Network) -> Outcome<()> {
     const IFLA_ADDRESS: u16 = 1;
@@ -222,6 +230,9 @@ pub fn configure(network: &Network) -> Outcome<()> {
     let mut addresses = Vec::new();
     for text in &network.addresses {
         addresses.push(add_address(&mut netlink, index, text)?);
+    }
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        add_address(&mut netlink, index, &format!("{}/64", link_local(mac)))?;
     }
     // Routes on the link first: gateways are reached by them.
     for route in network.routes.iter().filter(|route| route.gateway.is_none()) {
@@ -261,6 +272,11 @@ pub fn addresses() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn link_local_follows_from_the_mac() {
+        assert_eq!(link_local([0x52, 0x54, 0, 0x12, 0x34, 0x56]).to_string(), "fe80::5054:ff:fe12:3456");
+    }
 
     #[test]
     fn texts_are_parsed_or_named() {

@@ -3,9 +3,10 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
 };
 
 use crate::container::spec::Spec;
@@ -58,10 +59,12 @@ fn pivot(root: &OwnedFd) -> Outcome<()> {
     rustix::process::chdir("/").doing(|| "chdir /".to_owned())
 }
 
-/// Builds the root and moves the calling process into it. It runs in its own mount namespace.
+/// Builds the root and moves the calling process into it, which has its own mount namespace and whose umask is cleared:
+/// device nodes are made with the very modes asked for.
 pub fn enter(id: &str, layers: &[String], spec: &Spec) -> Outcome<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .doing(|| "make / private".to_owned())?;
+    rustix::process::umask(Mode::empty());
     let root = overlay(id, layers)?;
     for entry in &spec.mounts {
         mounts::carry_out(&root, entry)?;
@@ -90,9 +93,9 @@ pub fn seal(spec: &Spec) -> Outcome<()> {
     }
     for path in &spec.linux.readonly_paths {
         if paths::exists(path) {
-            mount_bind(path.as_str(), path.as_str()).doing(|| format!("bind {path}"))?;
-            let flags =
-                MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+            // Recursive: what is mounted below, the boot id among it, stays seen.
+            mount_bind_recursive(path.as_str(), path.as_str()).doing(|| format!("bind {path}"))?;
+            let flags = MountFlags::BIND | MountFlags::RDONLY | present_flags(path)?;
             mount_remount(path.as_str(), flags, c"").doing(|| format!("make {path} read-only"))?;
         }
     }
@@ -110,6 +113,18 @@ pub fn seal(spec: &Spec) -> Outcome<()> {
         mount_remount("/", flags, c"").doing(|| "make / read-only".to_owned())?;
     }
     Ok(())
+}
+
+/// A remount replaces these flags, so those that a mount has are named again.
+fn present_flags(path: &str) -> Outcome<MountFlags> {
+    let present = rustix::fs::statvfs(path).doing(|| format!("stat the file system of {path}"))?.f_flag;
+    let pairs = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ];
+    let kept = pairs.into_iter().filter(|(flag, _)| present.contains(*flag)).map(|(_, flag)| flag);
+    Ok(kept.fold(MountFlags::empty(), MountFlags::union))
 }
 
 fn mask(path: &str) -> Outcome<()> {
