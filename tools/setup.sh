@@ -99,7 +99,7 @@ build_agent() {
 
 build_guest() {
   say "building the guest image"
-  .venv/bin/python -m vmm.guest_image --out .build/guest --agent "$AGENT"
+  .venv/bin/python -m vmm.guest_image --out "$PWD/.build/guest" --agent "$PWD/$AGENT"
 }
 
 mkdir -p .build
