@@ -1,6 +1,8 @@
 //! Gratuitous ARP and unsolicited neighbour advertisements: others learn at once whose address this is now.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use crate::network::Mac;
 use crate::sys;
@@ -56,15 +58,26 @@ fn advertisement(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
     frame
 }
 
+/// Kept open from boot on: the kernel waits out an RCU grace period, 10 ms and more, whenever a packet socket is closed.
+fn socket() -> Option<&'static OwnedFd> {
+    static SOCKET: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    SOCKET.get_or_init(|| sys::packet_socket().ok()).as_ref()
+}
+
+/// Opens the socket ahead of its use.
+pub fn prepare() {
+    socket();
+}
+
 /// Announces the addresses. A lost announcement costs a peer one stale entry, so failures are not errors.
 pub fn announce(index: u32, mac: Mac, addresses: &[IpAddr]) {
-    let Ok(socket) = sys::packet_socket() else { return };
+    let Some(socket) = socket() else { return };
     for ip in addresses {
         let frame = match ip {
             IpAddr::V4(ip) => arp(mac, *ip),
             IpAddr::V6(ip) => advertisement(mac, *ip),
         };
-        let _ = sys::send_packet(&socket, index, &frame);
+        let _ = sys::send_packet(socket, index, &frame);
     }
 }
 

@@ -65,11 +65,11 @@ fn serve(fd: i32) -> Outcome<()> {
 
 fn init() -> Outcome<()> {
     boot::boot()?;
+    let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
+    let mut agent = Agent::new(signals)?;
     if let Err(fault) = network::boot() {
         boot::complain(&fault.to_string());
     }
-    let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
-    let mut agent = Agent::new(signals)?;
     match boot::channel()? {
         boot::Channel::Port(fd) => agent.take_port(fd)?,
         boot::Channel::Listener(fd) => agent.listen(fd)?,

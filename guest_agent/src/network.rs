@@ -108,6 +108,7 @@ fn link_message(index: u32, flags: u32) -> Message {
 
 /// Brings `lo` and, where there is one, `eth0` up: at boot, so that a restored guest need not.
 pub fn boot() -> Outcome<()> {
+    crate::announce::prepare();
     let mut netlink = Netlink::open()?;
     for name in ["lo", LINK] {
         if let Ok(index) = index_of(name) {
