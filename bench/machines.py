@@ -16,7 +16,7 @@ from vmm.microvm import MicroVM
 from vmm.shape import MachineShape
 
 SHAPE = MachineShape(vcpus=2, memory_mib=1024)
-QEMU = "qemu-system-x86_64"
+QEMU = "/usr/bin/qemu-system-x86_64"
 
 
 async def measure(figures: Figures, rounds: int) -> str:
