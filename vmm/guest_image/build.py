@@ -6,9 +6,13 @@ The folder holds ``vmlinuz``, ``initramfs.cpio``, ``rehearsal.squashfs``, ``scra
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +24,8 @@ from vmm.guest_image import cpio, kernel, modules, rehearsal, scratch
 
 RECIPE: Final = 2
 """Raised when this package makes other files from the same inputs."""
+
+_LOCK_POLL: Final = 0.2
 
 _FOLDERS: Final = ("dev", "proc", "sys", "run", "tmp", "etc", "modules")
 
@@ -63,6 +69,22 @@ def _pack_modules(folder: Path) -> list[tuple[str, bytes]]:
     return [(modules.name_of(path), modules.unpack(folder / path)) for path in order]
 
 
+@contextlib.asynccontextmanager
+async def _alone(work: Path) -> AsyncIterator[None]:
+    """One build at a time in `work`, whichever process runs it; the lock goes with the process."""
+    lock = os.open(work / "guest.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_POLL)
+        yield
+    finally:
+        os.close(lock)
+
+
 async def build(
     out: Path,
     agent: Path,
@@ -81,14 +103,22 @@ async def build(
         raise FailedPrecondition(f"the guest agent {agent} is missing", hint="build it: make agent")
     out.mkdir(parents=True, exist_ok=True)
     work = work or out.parent
+    work.mkdir(parents=True, exist_ok=True)
+    async with _alone(work):
+        return await _build(out, agent, work, package, scratch_size, refresh)
+
+
+async def _build(
+    out: Path, agent: Path, work: Path, package: Path | None, scratch_size: int, refresh: bool
+) -> GuestImage:
     found = package or await kernel.fetch(work, refresh=refresh)
     inputs = await in_thread(_input_digest, found, agent, scratch_size)
     if (image := await in_thread(_current, out, inputs)) is not None:
         return image
     await failpoint.hit("guest_image.build")
     unpacked = work / "kernel"
-    built = await kernel.unpack(found, unpacked)
     try:
+        built = await kernel.unpack(found, unpacked)
         binary = await in_thread(agent.read_bytes)
         packed = await in_thread(_pack_modules, built.modules)
         archive = await in_thread(initramfs, binary, packed)
@@ -100,7 +130,7 @@ async def build(
         await rehearsal.build(binary, out / "rehearsal.squashfs")
         await scratch.build(out / "scratch.ext4", scratch_size)
     finally:
-        await in_thread(shutil.rmtree, unpacked)
+        await in_thread(shutil.rmtree, unpacked, True)
     image = await in_thread(
         GuestImage.describe, out, built.version, hashlib.sha256(binary).hexdigest(), inputs
     )

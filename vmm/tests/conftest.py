@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hostlib.errors import DataLoss, FailedPrecondition
 from vmm import accel, ram
 from vmm.accel import Accelerator
 from vmm.bake import bake
@@ -37,10 +38,11 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture(scope="session")
 def guest() -> GuestImage:
-    out = Path(os.environ.get("THAW_GUEST", PROJECT / ".build" / "guest"))
-    if "THAW_GUEST" in os.environ:
+    out = PROJECT / ".build" / "guest"
+    try:
         return GuestImage.load(out)
-    return asyncio.run(build.build(out, default_agent()))
+    except (FailedPrecondition, DataLoss):
+        return asyncio.run(build.build(out, default_agent()))
 
 
 @pytest.fixture(scope="session")
