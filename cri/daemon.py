@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cri import processes
 from cri.config import Config
@@ -24,11 +24,9 @@ from hostlib import failpoint, ids, linux
 from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ThawError, Unavailable
 from hostlib.tasks import SingleFlight, Tasks, in_thread
 from images.model import Image
+from images.service import Images
 from shim import records
 from shim.records import ContainerRecord, ShimConfig
-
-if TYPE_CHECKING:
-    from images.service import Images
 
 log = logging.getLogger(__name__)
 
@@ -235,14 +233,20 @@ class Daemon:
             )
         return container, self.pod_of(container.record)
 
-    async def find_image(self, ref: str) -> Image:
+    def find_image(self, ref: str) -> Image:
         """The image of that name or id. Raises `NotFound`."""
         if not ref:
             raise InvalidArgument("no image given")
-        image = await self.images.get(ref)
+        image = self.images.get(ref)
         if image is None:
             raise NotFound(f"image {ref} is not here", hint="pull it first")
         return image
+
+    def release_image(self, container: ContainerRecord) -> None:
+        """The container is gone; the layers of an image that was removed meanwhile go too."""
+        self.images.release(container.id)
+        if self.images.get(container.image.id) is None:
+            self.tasks.start(self.images.collect(), "collect layers")
 
     # --- the daemon's own life
 

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any, Final, cast
 
-from images.service import Images
-
 from cri import locks, recover
 from cri.config import Config, image_limits, load
 from cri.daemon import Daemon
@@ -27,7 +25,8 @@ from cri.snapshots import Snapshots
 from cri.vms import Vm
 from hostlib import failpoint
 from hostlib import log as logs
-from hostlib.errors import ThawError
+from hostlib.errors import NotFound, ThawError
+from images.service import Images
 from shim.client import ZygoteClient
 
 log = logging.getLogger("thawd")
@@ -79,15 +78,14 @@ def _absolute(path: str | None) -> str | None:
 async def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         for folder, noun in ((config.root, "root"), (config.state, "state")):
             stack.callback(os.close, locks.lock(folder, noun))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         daemon = await _build(config, stack)
         found = await recover.recover(daemon)
-        await _release_orphans(daemon)
+        await _hold_images(daemon)
         server = Server(daemon, config.socket_path)
         await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE)
@@ -138,12 +136,14 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
     return daemon
 
 
-async def _release_orphans(daemon: Daemon) -> None:
-    """Images that containers of pods held which are gone: a crash may have kept their holds."""
-    live = {each.id for each in daemon.index.containers}
-    for holder in await daemon.images.holders():
-        if holder not in live:
-            await daemon.images.release(holder)
+async def _hold_images(daemon: Daemon) -> None:
+    """Images of containers that were recovered stay; layers that nobody uses go."""
+    for each in daemon.index.containers:
+        try:
+            daemon.images.hold(each.record.image.id, each.id)
+        except NotFound as error:
+            log.warning("container %s: %s", each.id, error)
+    await daemon.images.collect()
 
 
 async def _get_ready(daemon: Daemon, spare: list[Vm]) -> None:

@@ -58,7 +58,7 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
 async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     """Make the container; its id. When it fails nothing of it is left."""
     container_id = ids.new_object_id()
-    image = await daemon.find_image(config.image.image)
+    image = daemon.find_image(config.image.image)
     if len(image.layers) > daemon.config.vm.slots:
         raise ResourceExhausted(
             f"image {config.image.image} has {len(image.layers)} layers; a pod has"
@@ -72,7 +72,7 @@ async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     await check_log(record.log_path)
     await failpoint.hit("container.create")
     shim = daemon.shim_of(pod)
-    await daemon.images.hold(container_id, image.id)
+    daemon.images.hold(image.id, container_id)
     descriptors: list[int] = []
     try:
         for mount in built.mounts:
@@ -82,7 +82,7 @@ async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
         )
         await failpoint.hit("container.created")
     except BaseException:
-        await daemon.images.release(container_id)
+        daemon.images.release(container_id)
         raise
     finally:
         for descriptor in descriptors:

@@ -33,4 +33,4 @@ async def remove(daemon: Daemon, container: Container) -> None:
         with contextlib.suppress(FileNotFoundError):
             await in_thread(path.unlink)
     daemon.index.containers.discard(container.id)
-    await daemon.images.release(container.id)
+    daemon.release_image(container.record)

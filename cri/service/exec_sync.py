@@ -11,6 +11,7 @@ from cri.service.container_create import pod_config
 from cri.vms import Wire
 from hostlib import failpoint
 from hostlib.errors import InvalidArgument
+from images.model import ImageConfig
 
 MAX_OUTPUT = 16 * 1024 * 1024
 """Of each stream, in bytes; the server's own limit on messages leaves room for both."""
@@ -21,7 +22,7 @@ async def run(daemon: Daemon, request: v1.ExecSyncRequest) -> v1.ExecSyncRespons
         raise InvalidArgument("no command to run", hint="set cmd")
     container, pod = daemon.running_container(request.container_id)
     process = oci_spec.exec_process(
-        {"process": await process_of(daemon, container, pod)}, list(request.cmd), tty=False
+        {"process": process_of(daemon, container, pod)}, list(request.cmd), tty=False
     )
     await failpoint.hit("exec_sync")
     result = await daemon.shim_of(pod).exec_sync(
@@ -34,16 +35,18 @@ async def run(daemon: Daemon, request: v1.ExecSyncRequest) -> v1.ExecSyncRespons
     )
 
 
-async def process_of(daemon: Daemon, container: Container, pod: Pod) -> Wire:
+def process_of(daemon: Daemon, container: Container, pod: Pod) -> Wire:
     """The container's own process object; built anew for one that was adopted."""
     if container.process is None:
         record = container.record
-        image = await daemon.find_image(record.image.id)
+        found = daemon.images.get(record.image.id)
+        # Of an image that was removed since, only the container's own settings are left.
+        image = found.config if found is not None else ImageConfig(cmd=("true",))
         built = oci_spec.build(
             record.id,
             pod_config(pod),
             container_status.config_of(record),
-            image.config,
+            image,
             hostname=pod.record.hostname,
         )
         container.process = built.spec["process"]

@@ -11,9 +11,9 @@ from hostlib.errors import NotFound
 async def run(daemon: Daemon, request: v1.ListImagesRequest) -> v1.ListImagesResponse:
     if request.filter.image.image:
         try:
-            found = [await daemon.find_image(request.filter.image.image)]
+            found = [daemon.find_image(request.filter.image.image)]
         except NotFound:
             found = []
     else:
-        found = list(await daemon.images.list())
+        found = daemon.images.list()
     return v1.ListImagesResponse(images=[image_status.message(each) for each in found])

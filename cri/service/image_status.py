@@ -14,7 +14,7 @@ async def run(daemon: Daemon, request: v1.ImageStatusRequest) -> v1.ImageStatusR
     if not request.image.image:
         raise InvalidArgument("no image given")
     try:
-        found = await daemon.find_image(request.image.image)
+        found = daemon.find_image(request.image.image)
     except NotFound:
         return v1.ImageStatusResponse()
     return v1.ImageStatusResponse(image=message(found), info=info(found) if request.verbose else {})

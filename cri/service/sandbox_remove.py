@@ -28,6 +28,6 @@ async def remove(daemon: Daemon, pod: Pod) -> None:
     # Out of the index first, so that the shim's end surprises nobody.
     daemon.forget(pod)
     for each in containers:
-        await daemon.images.release(each.id)
+        daemon.release_image(each.record)
     await daemon.end_shim(pod.vm)
     await daemon.clean(pod.vm)

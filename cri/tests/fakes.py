@@ -209,16 +209,22 @@ class FakeImages:
         self.images = [IMAGE]
         self.held: dict[str, str] = {}
 
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+
+    async def collect(self) -> int:
+        return 0
+
     def _find(self, ref: str) -> Image | None:
         for image in self.images:
             if ref in (image.id, *image.repo_tags):
                 return image
         return None
 
-    async def get(self, ref: str) -> Image | None:
+    def get(self, ref: str) -> Image | None:
         return self._find(ref)
 
-    async def list(self) -> list[Image]:
+    def list(self) -> list[Image]:
         return self.images
 
     async def pull(self, ref: str, **_: Any) -> Image:
@@ -229,10 +235,10 @@ class FakeImages:
     async def remove(self, ref: str) -> None:
         self.images = [image for image in self.images if image is not self._find(ref)]
 
-    async def hold(self, holder: str, image_id: str) -> None:
+    def hold(self, image_id: str, holder: str) -> None:
         self.held[holder] = image_id
 
-    async def release(self, holder: str) -> None:
+    def release(self, holder: str) -> None:
         self.held.pop(holder, None)
 
     async def usage(self) -> Usage:

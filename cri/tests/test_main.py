@@ -1,0 +1,83 @@
+"""The daemon's own life: locks, the socket, sd_notify, SIGTERM; with fakes for VMs and images."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from cri import main
+from cri.api import v1_pb2 as v1
+from cri.api import v1_pb2_grpc
+from cri.config import Config
+from cri.tests.fakes import FakeImages, FakeNetwork, FakeZygote
+from hostlib.errors import FailedPrecondition
+
+
+class Client:
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+@pytest.fixture
+def zygote(monkeypatch: pytest.MonkeyPatch) -> FakeZygote:
+    zygote = FakeZygote()
+    monkeypatch.setattr(main, "Images", lambda *_, **__: FakeImages())
+    monkeypatch.setattr(main, "ZygoteClient", lambda **_: Client())
+    monkeypatch.setattr(main, "Shims", lambda *_: zygote)
+    monkeypatch.setattr(main, "create_network", lambda *_: FakeNetwork())
+    return zygote
+
+
+def stub(path: Path) -> tuple[grpc.aio.Channel, Any]:
+    channel = grpc.aio.insecure_channel(f"unix:{path}")
+    # The generated module has no types.
+    return channel, getattr(v1_pb2_grpc, "RuntimeServiceStub")(channel)  # noqa: B009
+
+
+async def test_a_life(tmp_path: Path, zygote: FakeZygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(
+        root=tmp_path / "root", state=tmp_path / "state", listen=f"unix://{tmp_path}/s/t.sock"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        running = asyncio.create_task(main.serve(config))
+        async with asyncio.timeout(10):
+            assert await asyncio.get_running_loop().sock_recv(told, 64) == b"READY=1"
+    assert config.socket_path.stat().st_mode & 0o077 == 0
+    with pytest.raises(FailedPrecondition, match="another thawd"):
+        await main.serve(config)
+    channel, runtime = stub(config.socket_path)
+    sandbox = v1.PodSandboxConfig(metadata=v1.PodSandboxMetadata(name="web"))
+    pod = (await runtime.RunPodSandbox(v1.RunPodSandboxRequest(config=sandbox))).pod_sandbox_id
+    async with asyncio.timeout(10):
+        while len(zygote.shims) < 3:  # noqa: ASYNC110 (one pod, and a pool of two)
+            await asyncio.sleep(0.01)
+    await channel.close(None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running, 20)
+    assert not config.socket_path.exists()
+    shut = [each for each in zygote.shims.values() if ("shutdown",) in each.calls]
+    bound = [each for each in zygote.shims.values() if each.pod is not None]
+    assert len(shut) == 2
+    assert [each.pod.id for each in bound if each.pod] == [pod]
+    assert bound[0] not in shut
+
+
+def test_bad_configuration_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[pool]\nsiz = 1\n")
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--config", str(file)])
+    assert caught.value.code == 1
+    told = capsys.readouterr().err
+    assert f"thawd: {file}:2: unknown key pool.siz" in told
+    assert "hint: did you mean size?" in told
