@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,10 +43,11 @@ def _digest(path: str) -> str:
 
 
 async def identify(path: str) -> QemuBuild:
-    """Look at the QEMU binary at `path`; asked again only when the file changes.
+    """Look at the QEMU binary at `path`, or of that name on PATH; again only when the file changes.
 
     Raises `FailedPrecondition` when it is missing, no QEMU, or older than 7.2.
     """
+    path = shutil.which(path, path=process.ENVIRONMENT["PATH"]) or path
     try:
         found = os.stat(path)
     except OSError as error:
