@@ -1,0 +1,124 @@
+"""What an image is to the rest of Thaw: plain, immutable values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image may cost. Sizes are bytes, times are seconds."""
+
+    layer_bytes: int = 64 * GIB
+    """The uncompressed tar of one layer."""
+    layer_entries: int = 4_000_000
+    path_bytes: int = 4096
+    """PATH_MAX of Linux: a longer name could not be opened in the guest."""
+    layers: int = 127
+    config_bytes: int = 8 * MIB
+    manifest_bytes: int = 4 * MIB
+    """The least that the OCI distribution specification asks registries to accept."""
+    parallel_layers: int = 3
+    stall_timeout: float = 60.0
+    """How long a transfer may go without one byte."""
+    min_free_bytes: int = 0
+    """Space on the disk that a pull leaves free."""
+
+
+@dataclass(frozen=True)
+class Auth:
+    """Credentials as CRI's AuthConfig carries them; ``auth`` is base64 of ``user:password``."""
+
+    username: str = ""
+    password: str = ""
+    auth: str = ""
+    server_address: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The part of the OCI image configuration that starts a container."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    stop_signal: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    architecture: str = ""
+    os: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One squashfs file; ``diff_id`` is the digest of the layer's uncompressed tar."""
+
+    diff_id: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image whose every layer is on this disk."""
+
+    id: str
+    """``sha256:`` and the digest of the configuration."""
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    size: int
+    """Bytes of layers and configuration on this disk; above 0."""
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+    """Lowest first."""
+    pinned: bool = False
+
+
+LayerState = Literal["waiting", "downloading", "done", "present"]
+
+
+@dataclass(frozen=True)
+class LayerProgress:
+    """How far one layer of a pull is; sizes are compressed bytes."""
+
+    digest: str
+    done: int
+    total: int
+    state: LayerState
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pull is; the layers are unknown until the manifest has come."""
+
+    ref: str
+    layers: tuple[LayerProgress, ...] = ()
+
+
+@dataclass(frozen=True)
+class PullState:
+    """A pull under way; ``started`` is in seconds since the epoch."""
+
+    ref: str
+    started: float
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the image store takes up on the disk at ``timestamp`` (nanoseconds since the epoch)."""
+
+    bytes: int
+    inodes: int
+    mountpoint: str
+    timestamp: int

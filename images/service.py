@@ -1,0 +1,266 @@
+"""The image service: what the daemon asks for pulls, look-ups, removal and garbage collection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from hostlib import failpoint
+from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound
+from hostlib.tasks import SingleFlight, in_thread
+from images import reference
+from images.model import (
+    Auth,
+    Image,
+    ImageConfig,
+    Layer,
+    LayerProgress,
+    Limits,
+    Progress,
+    PullState,
+    Usage,
+)
+from images.pull import Puller, Tracker
+from images.reference import Reference
+from images.store import Record, Store, with_names
+
+__all__ = [
+    "Auth",
+    "Image",
+    "ImageConfig",
+    "Images",
+    "Layer",
+    "LayerProgress",
+    "Limits",
+    "Progress",
+    "PullState",
+    "Usage",
+]
+
+log = logging.getLogger(__name__)
+
+_ID_PREFIX: Final = re.compile(r"[0-9a-f]{3,64}")
+
+
+class Images:
+    """The images of one root. Everything but `close` needs `open` first."""
+
+    def __init__(self, root: Path, *, registry_config: Path | None, limits: Limits) -> None:
+        self._store = Store(root)
+        self._config_path = registry_config
+        self._limits = limits
+        self._puller: Puller | None = None
+        self._flights: SingleFlight[str] = SingleFlight()
+        self._trackers: dict[object, Tracker] = {}
+        self._writing = asyncio.Lock()
+        self._records: dict[str, Record] = {}
+        self._images: dict[str, Image] = {}
+        self._removed: dict[str, Record] = {}
+        self._holders: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Sweep what a crash left and load every image; one that is damaged is dropped, and
+        comes back with its next pull."""
+        for record, reason in await in_thread(self._store.open):
+            if reason is not None:
+                log.warning("image %s is not usable: %s", record.id or "(unknown)", reason)
+                if record.id:
+                    await in_thread(self._store.remove, record.id)
+            elif not record.names and not record.digests:
+                self._removed[record.id] = record
+            else:
+                self._records[record.id] = record
+                self._images[record.id] = await in_thread(self._store.image, record)
+        self._puller = Puller(self._store, self._config_path, self._limits)
+
+    async def close(self) -> None:
+        """End the worker threads; the pulls must have been cancelled. Idempotent."""
+        if self._puller is not None:
+            puller, self._puller = self._puller, None
+            await in_thread(puller.close)
+
+    def _pulls(self) -> Puller:
+        if self._puller is None:
+            raise FailedPrecondition("the image store is not open")
+        return self._puller
+
+    async def pull(
+        self,
+        ref: str,
+        *,
+        auth: Auth | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Image:
+        """Bring an image here, or find it here; a tag is resolved anew at the registry.
+
+        Pulls of the same reference with the same credentials share one transfer. Raises
+        `InvalidArgument`, `NotFound`, `Unauthenticated`, `PermissionDenied`, `Unavailable`,
+        `DeadlineExceeded`, `ResourceExhausted`, `DataLoss`; the store is as before then.
+        """
+        puller = self._pulls()
+        parsed = reference.parse(ref)
+        key = (str(parsed), auth)
+        tracker = self._trackers.get(key)
+        if tracker is None or key not in self._flights:
+            tracker = self._trackers[key] = Tracker(str(parsed))
+        if progress is not None:
+            tracker.listeners.append(progress)
+        running = tracker
+        try:
+            image_id = await self._flights.run(
+                key, lambda: self._pull(puller, parsed, auth, running)
+            )
+        finally:
+            if progress is not None and progress in running.listeners:
+                running.listeners.remove(progress)
+            if key not in self._flights and self._trackers.get(key) is running:
+                del self._trackers[key]
+        image = self._images.get(image_id)
+        if image is None:
+            raise NotFound(f"image {ref} was removed while it was pulled", hint="pull it again")
+        return image
+
+    async def _pull(
+        self, puller: Puller, ref: Reference, auth: Auth | None, tracker: Tracker
+    ) -> str:
+        try:
+            async with puller.registry(ref, auth) as registry:
+                top, found = await puller.resolve(registry, ref)
+                image_id = found.config.digest
+                name = None if ref.digest else str(ref)
+                digest = f"{ref.name}@{top}"
+                known = self._records.get(image_id) or self._removed.get(image_id)
+                if known is not None and len(known.diff_ids) == len(found.layers):
+                    data, config, diff_ids = None, known.config, known.diff_ids
+                else:
+                    data, config, diff_ids = await puller.config(registry, found)
+                async with puller.want(diff_ids):
+                    await puller.layers(registry, found, diff_ids, tracker)
+                    await failpoint.hit("pull.record")
+                    fresh = Record(
+                        image_id, (), (), diff_ids, config,
+                        len(data) if data is not None else found.config.size,
+                    )  # fmt: skip
+                    await self._record(fresh, name, digest, data)
+        except OSError as error:
+            raise puller.disk_error(error) from error
+        return image_id
+
+    async def _record(
+        self, fresh: Record, name: str | None, digest: str, data: bytes | None
+    ) -> None:
+        async with self._writing:
+            known = self._records.get(fresh.id) or self._removed.get(fresh.id)
+            if known is None and data is None:
+                raise NotFound(
+                    "the image was removed while it was pulled again", hint="pull it again"
+                )
+            record = with_names(known or fresh, name, digest)
+            # Another image that has the tag loses it: after this one has it, so that a crash
+            # between leaves two, of which the newer pull's is corrected by the next.
+            if record != known:
+                blobs = {} if data is None else {record.id: data}
+                await in_thread(self._store.write, record, blobs)
+            image = await in_thread(self._store.image, record)
+            self._removed.pop(record.id, None)
+            self._records[record.id], self._images[record.id] = record, image
+            for other in list(self._records.values()):
+                if name in other.names and other.id != record.id:
+                    names = tuple(item for item in other.names if item != name)
+                    await self._change(replace(other, names=names))
+
+    async def _change(self, record: Record) -> None:
+        await in_thread(self._store.update, record)
+        self._records[record.id] = record
+        self._images[record.id] = await in_thread(self._store.image, record)
+
+    def pulling(self) -> list[PullState]:
+        """The pulls under way, oldest first."""
+        return sorted((item.state for item in self._trackers.values()), key=lambda s: s.started)
+
+    def get(self, ref_or_id: str) -> Image | None:
+        """The image of a name, a name with digest, an id, or a unique prefix (3 digits at least) of
+        an id. Raises `InvalidArgument` when it is malformed or the prefix is not unique."""
+        bare = ref_or_id.removeprefix("sha256:")
+        if _ID_PREFIX.fullmatch(bare):
+            if len(bare) == 64:
+                return self._images.get(f"sha256:{bare}")
+            if ref_or_id == bare and (named := self._by_name(ref_or_id)) is not None:
+                return named
+            found = [item for key, item in self._images.items() if key[7:].startswith(bare)]
+            if len(found) > 1:
+                raise InvalidArgument(
+                    f"{ref_or_id} is the beginning of {len(found)} images' ids",
+                    hint="give more digits",
+                )
+            return found[0] if found else None
+        return self._by_name(ref_or_id)
+
+    def _by_name(self, text: str) -> Image | None:
+        parsed = reference.parse(text)
+        for image in self._images.values():
+            if parsed.digest is not None:
+                if f"{parsed.name}@{parsed.digest}" in image.repo_digests:
+                    return image
+            elif str(parsed) in image.repo_tags:
+                return image
+        return None
+
+    def list(self) -> list[Image]:
+        """Every image, by id."""
+        return [self._images[key] for key in sorted(self._images)]
+
+    async def remove(self, ref_or_id: str) -> None:
+        """Remove an image with all its names, and the layers that nobody uses. Idempotent."""
+        async with self._writing:
+            image = self.get(ref_or_id)
+            if image is None:
+                return
+            record = self._records[image.id]
+            if image.id in self._holders.values():
+                # Without names it is no image any more, but a restart still knows its layers.
+                record = replace(record, names=(), digests=())
+                await in_thread(self._store.update, record)
+                self._removed[image.id] = record
+            else:
+                await in_thread(self._store.remove, image.id)
+            del self._records[image.id], self._images[image.id]
+        await self.collect()
+
+    def hold(self, image_id: str, holder: str) -> None:
+        """Keep an image's layers for the container `holder`, also beyond the image's removal.
+
+        Raises `NotFound`. Idempotent; a daemon that starts calls it for each container before
+        the first `collect`.
+        """
+        if image_id not in self._records and image_id not in self._removed:
+            raise NotFound(f"no image {image_id}", hint="pull it again")
+        self._holders[holder] = image_id
+
+    def release(self, holder: str) -> None:
+        """The container is gone. Idempotent."""
+        self._holders.pop(holder, None)
+
+    async def collect(self) -> int:
+        """Remove every layer that no image, no container and no pull uses; the bytes freed."""
+        puller = self._pulls()
+        async with self._writing:
+            for image_id in list(self._removed):
+                if image_id not in self._holders.values():
+                    await in_thread(self._store.remove, image_id)
+                    del self._removed[image_id]
+        async with puller.presence, self._writing:
+            kept = [*self._records.values(), *self._removed.values()]
+            diff_ids = {item for record in kept for item in record.diff_ids} | set(puller.wanted)
+            paths = {self._store.layer_path(item) for item in diff_ids}
+            blobs = {record.id for record in kept}
+            return await in_thread(self._store.collect, paths, blobs)
+
+    async def usage(self) -> Usage:
+        """What the store takes up on disk."""
+        return await in_thread(self._store.usage)

@@ -1,0 +1,167 @@
+"""The tar format: a bounded reader on `tarfile`, and the writer of what sqfstar reads.
+
+What is written is the plainest tar that can hold a layer: ustar headers, and PAX records for what
+does not fit them. sqfstar 4.5 parses nothing else of ours, which spares us its gaps (no base-256
+numbers below zero, no sparse maps needed, no ``hdrcharset``).
+"""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+from collections.abc import Mapping
+from typing import IO, Final, Protocol, cast
+
+from hostlib.errors import DataLoss, InvalidArgument, ResourceExhausted
+
+BLOCK: Final = 512
+MAX_EXTENSION: Final = 1024 * 1024
+"""The most bytes of one PAX or long-name record: tarfile holds them in memory as a whole."""
+
+MAX_TIME: Final = 2**32 - 1
+"""squashfs keeps seconds since the epoch in 32 unsigned bits."""
+MAX_ID: Final = 2**32 - 2
+
+_EXTENSIONS: Final = frozenset(
+    (
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )
+)
+
+
+class BoundedInfo(tarfile.TarInfo):
+    """A member header, read within bounds; tarfile alone takes a damaged one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> BoundedInfo:
+        return _from_tarfile(cls, tarfile)
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENSIONS and self.size > MAX_EXTENSION:
+            raise ResourceExhausted(
+                f"the layer is a bomb: a tar header of {self.size} bytes",
+                hint=f"headers of up to {MAX_EXTENSION} bytes are read",
+            )
+        member = super()._proc_member(tar)  # type: ignore[misc]
+        assert isinstance(member, tarfile.TarInfo)
+        return member
+
+
+def _from_tarfile(cls: type[BoundedInfo], tar: tarfile.TarFile) -> BoundedInfo:
+    first = tar.offset == 0
+    try:
+        return super(BoundedInfo, cls).fromtarfile(tar)
+    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+        if first and tar.fileobj is not None and tar.fileobj.tell() == 0:
+            raise InvalidArgument("the layer is empty: no tar archive") from None
+        raise
+    except tarfile.HeaderError as error:
+        if first:
+            raise InvalidArgument(
+                f"the layer is no tar archive: {error}", hint="the image is broken: build it again"
+            ) from error
+        raise DataLoss(f"the layer's tar archive is damaged: {error}") from error
+    except RecursionError as error:
+        raise InvalidArgument("the layer's tar headers are nested without end") from error
+
+
+class Readable(Protocol):
+    def read(self, size: int) -> bytes: ...
+
+
+def open_tar(source: Readable) -> tarfile.TarFile:
+    """A forward-only reader; names keep bytes that are no UTF-8 as surrogates."""
+    return tarfile.open(
+        fileobj=cast("IO[bytes]", source),
+        mode="r|",
+        bufsize=256 * 1024,
+        tarinfo=BoundedInfo,
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
+
+
+def padding(size: int) -> bytes:
+    """What fills the last block of `size` bytes."""
+    return b"\0" * (-size % BLOCK)
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    # The length counts its own digits (POSIX pax, "pax Extended Header").
+    rest = len(key) + len(value) + 3
+    length = rest + len(str(rest))
+    length = rest + len(str(length))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def _block(
+    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes,
+    device: tuple[int, int],
+) -> bytes:  # fmt: skip
+    header = struct.pack(
+        "100s8s8s8s12s12s8s1s100s8s32s32s8s8s167x",
+        name,
+        b"%07o\0" % mode,
+        b"%07o\0" % uid,
+        b"%07o\0" % gid,
+        b"%011o\0" % size,
+        b"%011o\0" % mtime,
+        b" " * 8,
+        kind,
+        link,
+        b"ustar\x0000",
+        b"",
+        b"",
+        b"%07o\0" % device[0],
+        b"%07o\0" % device[1],
+    )
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+
+
+def encode(
+    name: bytes,
+    kind: bytes,
+    *,
+    mode: int = 0,
+    uid: int = 0,
+    gid: int = 0,
+    size: int = 0,
+    mtime: float = 0,
+    link: bytes = b"",
+    device: tuple[int, int] = (0, 0),
+    xattrs: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """The header blocks of one member; its data and `padding` follow."""
+    uid, gid = (min(max(value, 0), MAX_ID) for value in (uid, gid))
+    seconds = min(max(int(mtime), 0), MAX_TIME)
+    records = b""
+    if len(name) > 100:
+        records += _record(b"path", name)
+    if len(link) > 100:
+        records += _record(b"linkpath", link)
+    for key, value in ((b"uid", uid), (b"gid", gid)):
+        if value >= 8**7:
+            records += _record(key, b"%d" % value)
+    if size >= 8**11:
+        records += _record(b"size", b"%d" % size)
+    for attribute, content in sorted((xattrs or {}).items()):
+        records += _record(b"SCHILY.xattr." + attribute.encode("utf-8", "surrogateescape"), content)
+    extended = b""
+    if records:
+        extended = _block(b"pax", b"x", 0, 0, 0, len(records), 0, b"", (0, 0))
+        extended += records + padding(len(records))
+    return extended + _block(
+        name[:100],
+        kind,
+        mode & 0o7777,
+        uid % 8**7,
+        gid % 8**7,
+        size % 8**11,
+        seconds,
+        link[:100],
+        (min(device[0], 8**7 - 1), min(device[1], 8**7 - 1)),
+    )
