@@ -154,7 +154,7 @@ async def _offer_ram(daemon: Daemon, vm: Vm) -> None:
     except ThawError as error:
         log.info("the shim of VM %s gave no RAM: %s", vm.id, error)
     else:
-        await daemon.snapshots.offer(key, ram)
+        daemon.snapshots.offer(key, ram)
 
 
 async def _without_answer(

@@ -152,8 +152,8 @@ class Shims:
     async def load(self, path: Path) -> tuple[str, int]:
         return await self._zygote.load(path)
 
-    async def verify(self, key: str, ram: int) -> bool:
-        return await self._zygote.verify(key, ram)
+    async def verify(self, snapshot: Path, key: str, ram: int) -> bool:
+        return await self._zygote.verify(snapshot, key, ram)
 
 
 def shape_wire(shape: str) -> Wire:

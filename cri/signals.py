@@ -13,6 +13,8 @@ from hostlib.errors import InvalidArgument
 _RTMIN: Final = 34
 _RTMAX: Final = 64
 
+_CRI: Final = v1.DESCRIPTOR.enum_types_by_name["Signal"]
+
 
 def number(text: str) -> int:
     """The number of ``SIGTERM``, ``TERM``, ``15``, ``SIGRTMIN+3``; SIGTERM for an empty text.
@@ -36,19 +38,22 @@ def number(text: str) -> int:
 
 
 def of_request(asked: int) -> str:
-    """The name of CRI's `Signal`; "" for the runtime's default."""
+    """The name of CRI's `Signal`; "" for the runtime's default. Raises `InvalidArgument`."""
     if asked == v1.SIGNAL_RUNTIME_DEFAULT:
         return ""
-    name = v1.Signal.Name(v1.Signal.ValueType(asked)).removeprefix("SIGNAL_")
+    found = _CRI.values_by_number.get(asked)
+    if found is None:
+        raise InvalidArgument(f"unknown stop signal {asked}")
+    name = found.name.removeprefix("SIGNAL_")
     return name.replace("PLUS", "+").replace("MINUS", "-")
 
 
-def to_response(text: str) -> v1.Signal.ValueType:
-    """CRI's `Signal` for a name or number; SIGTERM for an empty text."""
+def to_response(text: str) -> str:
+    """The name in CRI's `Signal` of a name or number; SIGTERM for an empty text."""
     name = text.upper() or "SIGTERM"
     if name.isdigit():
         name = {int(each): each.name for each in signal.Signals}.get(int(name), "SIGTERM")
     if not name.startswith("SIG"):
         name = f"SIG{name}"
     key = "SIGNAL_" + name.replace("+", "PLUS").replace("-", "MINUS")
-    return v1.Signal.Value(key) if key in v1.Signal.keys() else v1.SIGNAL_SIGTERM  # noqa: SIM118
+    return key if key in _CRI.values_by_name else "SIGNAL_SIGTERM"

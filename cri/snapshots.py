@@ -66,21 +66,14 @@ class Snapshots:
     def state(self, shape: str) -> BakeState:
         return self._states.setdefault(shape, BakeState())
 
-    async def offer(self, key: str, ram: int) -> None:
-        """RAM that an adopted shim holds: taken when it is sealed and what its key promises.
+    def offer(self, key: str, ram: int) -> None:
+        """RAM that an adopted shim holds, to be used should it be what its key promises.
 
         The descriptor is this object's from now on."""
         if key in self._spare or not linux.is_sealed(ram):
             os.close(ram)
-            return
-        self._spare[key] = ram
-        try:
-            valid = await self._zygote.verify(key, ram)
-        except ThawError as error:
-            log.info("RAM of snapshot %s could not be checked: %s", key, error)
-            valid = False
-        if not valid:
-            os.close(self._spare.pop(key))
+        else:
+            self._spare[key] = ram
 
     async def ensure(self, shape: str, progress: Progress | None = None) -> Snapshot:
         """The snapshot of `shape`, baked if need be. `progress` gets the bake's events."""
@@ -131,14 +124,7 @@ class Snapshots:
 
         baked = await self._zygote.bake(shape, progress)
         key, path = str(baked["key"]), Path(str(baked["path"]))
-        ram = self._spare.pop(key, None)
-        if ram is None:
-            loaded, ram = await self._zygote.load(path)
-            if loaded != key:
-                os.close(ram)
-                raise FailedPrecondition(
-                    f"snapshot {path} has key {loaded}, not {key}", hint="run `thaw bake` again"
-                )
+        ram = await self._ram(key, path)
         accelerator = baked.get("accelerator") or {}
         return Snapshot(
             shape,
@@ -149,6 +135,28 @@ class Snapshots:
             str(accelerator.get("reason", "")),
             tuple(str(each) for each in accelerator.get("warnings", ())),
         )
+
+    async def _ram(self, key: str, path: Path) -> int:
+        """The RAM of the snapshot: an adopted shim's where it is sound, else loaded."""
+        spare = self._spare.pop(key, None)
+        if spare is not None:
+            valid = False
+            try:
+                valid = await self._zygote.verify(path, key, spare)
+            except ThawError as error:
+                log.info("RAM of snapshot %s could not be checked: %s", key, error)
+            finally:
+                if not valid:
+                    os.close(spare)
+            if valid:
+                return spare
+        loaded, ram = await self._zygote.load(path)
+        if loaded != key:
+            os.close(ram)
+            raise FailedPrecondition(
+                f"snapshot {path} has key {loaded}, not {key}", hint="run `thaw bake` again"
+            )
+        return ram
 
     def _write_status(self, shape: str, state: BakeState) -> None:
         body = {

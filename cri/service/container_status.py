@@ -35,7 +35,7 @@ async def run(daemon: Daemon, request: v1.ContainerStatusRequest) -> v1.Containe
     return v1.ContainerStatusResponse(status=status(container), info=info)
 
 
-def state(record: ContainerRecord) -> v1.ContainerState.ValueType:
+def state(record: ContainerRecord) -> v1.ContainerState:
     return _STATES[record.state]
 
 

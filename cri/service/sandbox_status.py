@@ -34,7 +34,7 @@ def metadata(record: PodRecord) -> v1.PodSandboxMetadata:
     )
 
 
-def state(record: PodRecord) -> v1.PodSandboxState.ValueType:
+def state(record: PodRecord) -> v1.PodSandboxState:
     return v1.SANDBOX_READY if record.state == "ready" else v1.SANDBOX_NOTREADY
 
 

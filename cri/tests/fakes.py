@@ -160,7 +160,7 @@ class FakeZygote:
     async def load(self, path: Path) -> tuple[str, int]:
         return "key", os.open("/dev/null", os.O_RDONLY)
 
-    async def verify(self, key: str, ram: int) -> bool:
+    async def verify(self, snapshot: Path, key: str, ram: int) -> bool:
         return True
 
 
