@@ -387,7 +387,8 @@ class ZygoteClient:
             raise Internal("the zygote sent no RAM")
         return str(reply.result["key"]), reply.fds[0]
 
-    async def verify(self, key: str, ram: int) -> bool:
-        """Whether `ram` is the sealed, unchanged RAM of the snapshot with `key`."""
-        reply = await self.call("verify", {"key": key}, (ram,), timeout=300.0)
+    async def verify(self, snapshot: Path, key: str, ram: int) -> bool:
+        """Whether `ram` is the sealed, unchanged RAM of `snapshot`, whose key is `key`."""
+        params = {"path": str(snapshot), "key": key}
+        reply = await self.call("verify", params, (ram,), timeout=300.0)
         return reply.result.get("valid") is True

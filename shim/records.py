@@ -40,7 +40,7 @@ class ShimConfig:
     """What a new shim is told; paths are absolute.
 
     ``shape`` is the machine shape's own form and passed on as it is. ``slots`` is the number of
-    read-only block slots of the snapshot. ``netns`` is where the namespace is to be pinned. ``cgroup``
+    read-only block slots of the snapshot. ``netns`` is where the namespace is pinned. ``cgroup``
     is where the shim and its VM live until a pod is bound; "" leaves the shim where it was forked.
     """
 

@@ -1,0 +1,306 @@
+"""A container of the pod: its states, its record, its streams and what it holds of the VM.
+
+::
+
+    created --start--> running --exit--> exited
+       |                                   ^
+       +------ start failed, VM died ------+
+
+Each change is written to the container's record first. `remove` is right in every state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hostlib import failpoint
+from hostlib.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    ThawError,
+)
+from hostlib.tasks import Tasks
+from shim import records, sandbox
+from shim.layers import Layer, Layers, Machine
+from shim.log import LogWriter
+from shim.records import EXIT_UNKNOWN, ContainerRecord
+from shim.streams import drain, pump_to_log
+
+log = logging.getLogger(__name__)
+
+KILL_TIMEOUT: Final = 10.0
+"""Seconds for a killed container to be reported as ended."""
+
+EXIT_START_FAILED: Final = 128
+"""The exit code of a container whose command could not be started, as containerd has it."""
+
+EXIT_KILLED: Final = 128 + signal.SIGKILL
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedMount:
+    """A mount that was attached under the VM's shared folder."""
+
+    name: str
+    read_only: bool
+
+
+class Container:
+    """One container. `on_exit` is told the record once, when it has ended."""
+
+    def __init__(
+        self,
+        record: ContainerRecord,
+        folder: Path,
+        vm: Machine,
+        layers: Layers,
+        on_exit: Callable[[ContainerRecord], None],
+    ) -> None:
+        self.record = record
+        self._folder = folder
+        self._vm = vm
+        self._layers = layers
+        self._on_exit = on_exit
+        self._layer_names: list[str] = []
+        self._shares: list[SharedMount] = []
+        self._streams: dict[str, Any] = {}
+        self._writer: LogWriter | None = None
+        self._pumps: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
+        self._lock = asyncio.Lock()
+        self._in_guest = False
+        self.exited = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def _save(self, **changes: Any) -> None:
+        record = dataclasses.replace(self.record, **changes)
+        records.write(self._folder, record)
+        self.record = record
+
+    async def create(
+        self,
+        spec: dict[str, Any],
+        layers: Sequence[Layer],
+        mounts: Sequence[tuple[SharedMount, int]],
+        mount_share: Callable[[], Any],
+    ) -> None:
+        """Prepare the container in the guest; its init waits. On an error nothing of it is left.
+
+        `mounts` come with a descriptor each, which stay the caller's; `mount_share` makes the
+        guest mount the shared folder.
+        """
+        records.write(self._folder, self.record)
+        try:
+            await failpoint.hit("container.create")
+            await self._layers.acquire(self._vm, layers)
+            self._layer_names = [layer.name for layer in layers]
+            for mount, tree in mounts:
+                sandbox.attach_share(
+                    self._folder / "share", mount.name, tree, read_only=mount.read_only
+                )
+                self._shares.append(mount)
+            if mounts:
+                await mount_share()
+            agent = self._vm.agent
+            self._streams["stdout"] = agent.open_stream()
+            if not self.record.tty:
+                self._streams["stderr"] = agent.open_stream()
+            if self.record.stdin:
+                self._streams["stdin"] = agent.open_stream()
+            numbers = {
+                name: self._streams[name].id if name in self._streams else 0
+                for name in ("stdin", "stdout", "stderr")
+            }
+            self._in_guest = True
+            await agent.request(
+                "container.create",
+                {
+                    "id": self.id,
+                    "spec": spec,
+                    "layers": list(self._layer_names),
+                    "streams": numbers,
+                    "terminal": self.record.tty,
+                },
+            )
+        except BaseException:
+            await self._discard(alive=True)
+            records.container_path(self._folder, self.id).unlink(missing_ok=True)
+            raise
+
+    async def start(self) -> int:
+        """Run the container's command; when it started, in nanoseconds.
+
+        Raises `FailedPrecondition` unless it is created, `NotFound` or `PermissionDenied` when the
+        command cannot be run: the container has then exited with 128, reason StartError.
+        """
+        async with self._lock:
+            if self.record.state != "created":
+                raise FailedPrecondition(
+                    f"container {self.id[:12]} is {self.record.state}, not created"
+                )
+            if self.record.log_path:
+                self._writer = LogWriter(self.record.log_path)
+            try:
+                await failpoint.hit("container.start")
+                await self._vm.agent.request("container.start", {"id": self.id})
+            except (NotFound, PermissionDenied) as error:
+                await self._end(EXIT_START_FAILED, "StartError", error.message)
+                raise
+            except BaseException:
+                if self._writer is not None:
+                    self._writer.close()
+                    self._writer = None
+                raise
+            self._save(state="running", started_at=time.time_ns())
+            for name in ("stdout", "stderr"):
+                if name in self._streams:
+                    work = self._pump(name)
+                    self._pumps.append(self._tasks.start(work, f"{name} of {self.id[:12]}"))
+            return self.record.started_at
+
+    async def _pump(self, name: str) -> None:
+        stream = self._streams[name]
+        if self._writer is not None:
+            await pump_to_log(stream, self._writer, "stderr" if name == "stderr" else "stdout")
+            return
+        with contextlib.suppress(ThawError):
+            while await stream.read():
+                pass
+
+    def on_guest_exit(self, event: dict[str, Any]) -> None:
+        """The agent's event `container.exit`; the guest's word is checked."""
+        code = event.get("exit_code")
+        code = code if isinstance(code, int) and 0 <= code <= 255 else EXIT_UNKNOWN
+        oom = event.get("oom_killed") is True
+        reason = "OOMKilled" if oom else "Completed" if code == 0 else "Error"
+        self._tasks.start(self.ended(code, reason, ""), f"exit of {self.id[:12]}")
+
+    async def ended(self, code: int, reason: str, message: str) -> None:
+        """The container's process is gone: drain its output, then record it. Once."""
+        async with self._lock:
+            await self._end(code, reason, message)
+
+    async def _end(self, code: int, reason: str, message: str) -> None:
+        if self.record.state == "exited":
+            return
+        finished = time.time_ns()
+        await drain(self._pumps)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._reset_streams()
+        changes = {
+            "state": "exited",
+            "exit_code": code,
+            "reason": reason,
+            "message": message[:4096],
+            "finished_at": finished,
+        }
+        try:
+            self._save(**changes)
+        except OSError as error:
+            # What the kubelet asks is answered from memory; only a dead shim would be misread.
+            log.error("record of container %s: %s", self.id[:12], error)
+            self.record = dataclasses.replace(self.record, **changes)  # type: ignore[arg-type]
+        self.exited.set()
+        self._on_exit(self.record)
+
+    def _reset_streams(self) -> None:
+        for stream in self._streams.values():
+            with contextlib.suppress(ThawError):
+                stream.reset()
+        self._streams.clear()
+
+    async def stop(self, number: int, timeout: float) -> None:
+        """Send signal `number`, wait `timeout` seconds, then SIGKILL all. Idempotent.
+
+        Raises `DeadlineExceeded` when the guest does not report the end of a killed container.
+        """
+        if self.record.state == "created":
+            await self.ended(EXIT_KILLED, "Error", "stopped before it was started")
+            return
+        if self.record.state == "exited":
+            return
+        await failpoint.hit("container.stop")
+        if timeout > 0:
+            await self._signal(number, everyone=False)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self.exited.wait()
+        if not self.exited.is_set():
+            await self._signal(int(signal.SIGKILL), everyone=True)
+            try:
+                async with asyncio.timeout(KILL_TIMEOUT):
+                    await self.exited.wait()
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"container {self.id[:12]} was killed, but its guest does not report its end",
+                    hint="stop the pod: that ends the VM",
+                ) from error
+
+    async def _signal(self, number: int, *, everyone: bool) -> None:
+        with contextlib.suppress(NotFound, FailedPrecondition):
+            await self._vm.agent.request(
+                "container.kill", {"id": self.id, "signal": number, "all": everyone}
+            )
+
+    def reopen_log(self) -> None:
+        """Go on in a new log file. Raises `FailedPrecondition` unless it runs, or cannot."""
+        if self.record.state != "running":
+            raise FailedPrecondition(f"container {self.id[:12]} is not running")
+        if self._writer is not None:
+            self._writer.reopen()
+
+    async def remove(self, *, alive: bool) -> None:
+        """End the container and give back all it holds; `alive` says whether the VM is."""
+        if self.record.state == "running" and alive:
+            await self.stop(int(signal.SIGKILL), 0)
+        async with self._lock:
+            await failpoint.hit("container.remove")
+            await self._discard(alive=alive)
+            records.container_path(self._folder, self.id).unlink(missing_ok=True)
+        await self.close()
+
+    async def _discard(self, *, alive: bool) -> None:
+        """Give back what the container holds, as far as it got; the first error is logged."""
+        self._reset_streams()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if alive and self._in_guest:
+            await self._attempt(
+                self._vm.agent.request("container.delete", {"id": self.id, "force": True})
+            )
+        self._in_guest = False
+        for mount in self._shares:
+            try:
+                sandbox.detach_share(self._folder / "share", mount.name)
+            except ThawError as error:
+                log.warning("%s", error)
+        self._shares.clear()
+        names, self._layer_names = self._layer_names, []
+        if alive and names:
+            await self._attempt(self._layers.release(self._vm, names))
+
+    async def _attempt(self, work: Any) -> None:
+        try:
+            await work
+        except ThawError as error:
+            log.warning("container %s: %s", self.id[:12], error)
+
+    async def close(self) -> None:
+        """End the container's background work."""
+        await self._tasks.close()

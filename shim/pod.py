@@ -1,0 +1,363 @@
+"""The pod in its VM: bound once, by eight steps in order; stopped once, for good.
+
+A pod fails closed: when a step of `bind` is not confirmed, the VM is killed before anything could
+reach it or anything of the pod has run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from hostlib import cgroup, failpoint, linux
+from hostlib.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ThawError,
+)
+from hostlib.tasks import Tasks
+from shim import records
+from shim.container import EXIT_KILLED, Container, SharedMount
+from shim.exec import Execs
+from shim.layers import Layer, Layers
+from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
+from vmm.microvm import MicroVM
+
+log = logging.getLogger(__name__)
+
+STEPS: Final = (
+    "verify",
+    "vmgenid",
+    "reseed",
+    "clock",
+    "network",
+    "identity",
+    "generation",
+    "ready",
+)
+"""The steps of a restore, in order; each has the failpoint ``restore.<step>``."""
+
+IN_GUEST: Final = ("reseed", "clock", "network", "identity", "generation")
+"""Those that the agent carries out and confirms."""
+
+ENTROPY: Final = 64
+"""Bytes given to the guest: twice what its generator holds."""
+
+MAX_CONTAINERS: Final = 512
+_KILL_WAIT: Final = 3.0
+
+Wire = dict[str, Any]
+
+
+async def restore_guest(
+    vm: MicroVM, network: Wire | None = None, identity: Wire | None = None
+) -> dict[str, int]:
+    """Give the running guest fresh entropy, time and, where given, network and identity.
+
+    Returns nanoseconds for each step. Raises `Internal` when the agent does not confirm every step
+    in order, and what it answers.
+    """
+    params: Wire = {
+        "entropy": base64.b64encode(os.urandom(ENTROPY)).decode(),
+        "generation": str(uuid.uuid4()),
+        "realtime_ns": time.time_ns(),
+    }
+    skipped = set()
+    for name, value in (("network", network), ("identity", identity)):
+        if value is None:
+            skipped.add(name)
+        else:
+            params[name] = value
+    answer = await vm.agent.request("restore", params)
+    steps = answer.get("steps")
+    confirmed = [one for one in steps if isinstance(one, dict)] if isinstance(steps, list) else []
+    wanted = [step for step in IN_GUEST if step not in skipped]
+    for index, step in enumerate(wanted):
+        await failpoint.hit(f"restore.{step}")
+        found = confirmed[index].get("step") if index < len(confirmed) else None
+        if found != step:
+            raise Internal(
+                f"the guest did not confirm the restore step {step}",
+                hint="the pod was not started; its VM was killed",
+            )
+    return {str(one["step"]): int(one.get("ns") or 0) for one in confirmed[: len(wanted)]}
+
+
+class Pod:
+    """The pod, its containers and its VM. `tell` sends an event to whoever listens."""
+
+    def __init__(
+        self,
+        vm: MicroVM,
+        vm_record: VMRecord,
+        folder: Path,
+        ram: int,
+        slots: int,
+        tell: Callable[[Wire], None],
+    ) -> None:
+        self.vm = vm
+        self.vm_record = vm_record
+        self.record: PodRecord | None = None
+        self.containers: dict[str, Container] = {}
+        self.layers = Layers(slots)
+        self.stopped = False
+        self.reason = ""
+        self._folder = folder
+        self._ram = ram
+        self._tell = tell
+        self._execs = Execs()
+        self._tasks = Tasks()
+        self._bind_lock = asyncio.Lock()
+        self._stop_lock = asyncio.Lock()
+        self._share_lock = asyncio.Lock()
+        self._share_mounted = False
+        self._ending = False
+        self._tasks.start(self._watch(), "VM watch")
+        vm.agent.on_event(self._on_event)
+
+    # -- the VM's end ----------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """The VM's end, or its agent's, is the pod's."""
+        waited: list[asyncio.Future[Any]] = [self.vm.exited, self.vm.agent.closed]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if self._ending:
+            return
+        if not self.vm.exited.done():
+            # QEMU's own end closes the agent's channel first; its reason says more.
+            await asyncio.wait([self.vm.exited], timeout=1.0)
+        if self.vm.exited.done():
+            reason = self.vm.exited.result().text
+        else:
+            reason = self.vm.agent.closed.result().message
+        if self._ending:
+            return
+        log.error("the VM ended: %s", reason)
+        await self._over(reason, EXIT_UNKNOWN)
+
+    async def _over(self, reason: str, exit_code: int) -> None:
+        """The VM must go: kill it, record the end of everything. Once; others wait for it."""
+        self._ending = True
+        async with self._stop_lock:
+            if self.stopped:
+                return
+            await self.vm.kill()
+            self._execs.fail(FailedPrecondition(f"the pod's VM ended: {reason}"))
+            await asyncio.gather(
+                *(
+                    container.ended(exit_code, "Error", reason)
+                    for container in tuple(self.containers.values())
+                )
+            )
+            now = time.time_ns()
+            self.reason = reason
+            self._save_vm(state="stopped", reason=reason)
+            if self.record is not None:
+                self._save_pod(state="notready", stopped_at=now, reason=reason)
+            self.stopped = True
+        self._tell({"event": "pod.stopped", "reason": reason, "exited_at": now})
+
+    def _save_vm(self, **changes: Any) -> None:
+        record = dataclasses.replace(self.vm_record, **changes)
+        try:
+            records.write(self._folder, record)
+        except OSError as error:
+            log.error("record of the VM: %s", error)
+        self.vm_record = record
+
+    def _save_pod(self, **changes: Any) -> None:
+        assert self.record is not None
+        record = dataclasses.replace(self.record, **changes)
+        try:
+            records.write(self._folder, record)
+        except OSError as error:
+            log.error("record of the pod: %s", error)
+        self.record = record
+
+    def _on_event(self, event: Wire) -> None:
+        kind = event.get("event")
+        if kind == "container.exit":
+            container = self.containers.get(str(event.get("id")))
+            if container is not None:
+                container.on_guest_exit(event)
+        elif kind == "process.exit":
+            self._execs.on_exit(event)
+        elif kind == "panic":
+            log.error("the guest's agent gave up: %s", str(event.get("message"))[:1000])
+
+    def _on_exit(self, record: ContainerRecord) -> None:
+        self._tell({"event": "container.exited", "container": records.to_dict(record)})
+
+    # -- bind and stop ---------------------------------------------------------------------
+
+    async def bind(
+        self, record: PodRecord, network: Wire, identity: Wire, group: str | None
+    ) -> tuple[list[str], dict[str, int]]:
+        """Make the VM this pod's; the steps done, and their times in nanoseconds.
+
+        Raises `FailedPrecondition` when the VM is another pod's or dead. On any other error the VM
+        is killed, and the pod recorded as stopped with the reason.
+        """
+        async with self._bind_lock:
+            if self.stopped or self._ending:
+                raise FailedPrecondition(f"the VM has ended: {self.reason}")
+            if self.record is not None:
+                raise FailedPrecondition(f"the VM is bound to pod {self.record.id[:12]}")
+            try:
+                return await self._bind(record, network, identity, group)
+            except BaseException as error:
+                said = error.message if isinstance(error, ThawError) else repr(error)
+                await asyncio.shield(self._over(f"the pod was not started: {said}", EXIT_UNKNOWN))
+                raise
+
+    async def _bind(
+        self, record: PodRecord, network: Wire, identity: Wire, group: str | None
+    ) -> tuple[list[str], dict[str, int]]:
+        begun = time.monotonic_ns()
+        timings: dict[str, int] = {}
+
+        def lap(step: str) -> None:
+            nonlocal begun
+            now = time.monotonic_ns()
+            timings[step] = now - begun
+            begun = now
+
+        # The one write that makes the VM the pod's: before it the VM is anybody's.
+        record = dataclasses.replace(record, state="ready", stopped_at=0, reason="")
+        await failpoint.hit("pod.bind")
+        records.write(self._folder, record)
+        self.record = record
+        self._save_vm(cgroup=self._enter(group))
+        await failpoint.hit("restore.verify")
+        if self.vm.exited.done() or not linux.is_sealed(self._ram):
+            raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
+        lap("verify")
+        # QEMU draws the generation id as it starts, and this VM was bound to no pod before.
+        await failpoint.hit("restore.vmgenid")
+        lap("vmgenid")
+        await self.vm.resume()
+        lap("resume")
+        timings |= await restore_guest(self.vm, network, identity)
+        lap("guest")
+        await failpoint.hit("restore.ready")
+        await self.vm.agent.request("ping")
+        lap("ready")
+        self._save_vm(state="running")
+        return list(STEPS), timings
+
+    def _enter(self, group: str | None) -> str:
+        """Move shim and VM into the pod's cgroup; without the right to, they stay."""
+        if not group:
+            return self.vm_record.cgroup
+        try:
+            cgroup.create(group)
+            for pid in (self.vm.pid, os.getpid()):
+                cgroup.add(group, pid)
+        except (OSError, ThawError) as error:
+            log.warning("the pod stays outside its cgroup %s: %s", group, error)
+            return self.vm_record.cgroup
+        return group
+
+    async def stop(self, reason: str = "stopped") -> None:
+        """Kill every container, end the VM. Records stay. Idempotent."""
+        if self.stopped:
+            return
+        await failpoint.hit("pod.stop")
+        running = [one for one in self.containers.values() if one.record.state == "running"]
+        await asyncio.gather(*(self._kill(one) for one in running))
+        await self._over(reason, EXIT_KILLED)
+
+    async def _kill(self, container: Container) -> None:
+        try:
+            async with asyncio.timeout(_KILL_WAIT):
+                await container.stop(int(signal.SIGKILL), 0)
+        except (ThawError, TimeoutError) as error:
+            # The VM's end is theirs.
+            log.warning("container %s: %s", container.id[:12], error)
+
+    # -- containers ------------------------------------------------------------------------
+
+    def require_running(self) -> PodRecord:
+        """The pod's record. Raises `FailedPrecondition` unless the pod runs."""
+        if self.record is None or self.vm_record.state != "running" or self._ending:
+            raise FailedPrecondition("the pod is not running")
+        return self.record
+
+    def container(self, container_id: object) -> Container:
+        """The container of that id. Raises `NotFound`."""
+        found = self.containers.get(str(container_id))
+        if found is None:
+            raise NotFound(f"there is no container {str(container_id)[:64]} in this pod")
+        return found
+
+    async def create_container(
+        self,
+        record: ContainerRecord,
+        spec: Wire,
+        layers: list[Layer],
+        mounts: list[tuple[SharedMount, int]],
+    ) -> None:
+        """Create a container; on an error nothing of it is left."""
+        pod = self.require_running()
+        if record.pod_id != pod.id:
+            raise InvalidArgument(f"container {record.id[:12]} belongs to another pod")
+        if record.id in self.containers:
+            raise AlreadyExists(f"container {record.id[:12]} exists")
+        if len(self.containers) >= MAX_CONTAINERS:
+            raise FailedPrecondition(f"the pod has {MAX_CONTAINERS} containers")
+        container = Container(
+            dataclasses.replace(record, state="created"),
+            self._folder,
+            self.vm,
+            self.layers,
+            self._on_exit,
+        )
+        self.containers[record.id] = container
+        try:
+            await container.create(spec, layers, mounts, self._mount_share)
+        except BaseException:
+            del self.containers[record.id]
+            await container.close()
+            raise
+
+    async def _mount_share(self) -> None:
+        async with self._share_lock:
+            if not self._share_mounted:
+                await self.vm.agent.request("share.mount")
+                self._share_mounted = True
+
+    async def remove_container(self, container_id: str) -> None:
+        """Remove a container, killing it if need be. Idempotent."""
+        container = self.containers.get(container_id)
+        if container is None:
+            return
+        await container.remove(alive=not (self.stopped or self._ending))
+        self.containers.pop(container_id, None)
+
+    async def exec_sync(self, container_id: object, process: Wire, timeout: float) -> Any:
+        """Run a command in a running container; see `Execs.run`."""
+        self.require_running()
+        container = self.container(container_id)
+        if container.record.state != "running":
+            raise FailedPrecondition(
+                f"container {container.id[:12]} is {container.record.state}, not running"
+            )
+        return await self._execs.run(self.vm, container.id, process, timeout)
+
+    async def close(self) -> None:
+        """End the background work; the VM must have ended."""
+        for container in self.containers.values():
+            await container.close()
+        await self._tasks.close()

@@ -1,0 +1,155 @@
+"""What a shim makes on the host for its VM: namespaces, tap, shared folder, scratch disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from hostlib import linux
+from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from vmm import sparse
+
+_FICLONE: Final = 0x40049409
+_SHARE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHARE_OPTIONS: Final = "mode=0755,size=1m,nr_inodes=4096"
+
+
+def make_network_namespace(pin: Path) -> None:
+    """Enter a new network namespace and pin it at `pin`, for others to find and to outlive us.
+
+    Called before the shim leaves the host's mount namespace, or nobody else would see the pin.
+    Raises `FailedPrecondition` without the right to make one.
+    """
+    try:
+        linux.unshare(linux.CLONE_NEWNET)
+        pin.parent.mkdir(parents=True, exist_ok=True)
+        pin.touch(mode=0o600)
+        linux.mount("/proc/thread-self/ns/net", str(pin), flags=linux.MS_BIND)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"no network namespace at {pin}: {error.strerror}", hint="run thawd as root"
+        ) from error
+
+
+def make_mount_namespace(share: Path) -> None:
+    """Enter a private mount namespace, a slave of the host's, with an empty tmpfs at `share`.
+
+    All that is mounted there goes with the last process of the shim and its VM.
+    """
+    try:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", flags=linux.MS_REC | linux.MS_SLAVE)
+        share.mkdir(mode=0o755, exist_ok=True)
+        linux.mount("thaw", str(share), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _SHARE_OPTIONS)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"no mount namespace: {error.strerror}", hint="run thawd as root"
+        ) from error
+
+
+def attach_share(share: Path, name: str, tree: int, *, read_only: bool) -> None:
+    """Attach the detached mount behind `tree` at ``share/name``, a folder or a file as it is.
+
+    Raises `InvalidArgument` for a bad name, `FailedPrecondition` when it cannot be attached.
+    """
+    if _SHARE_NAME.fullmatch(name) is None:
+        raise InvalidArgument(f"bad name of a shared mount: {name[:80]!r}")
+    target = share / name
+    try:
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            target.mkdir(mode=0o755)
+        else:
+            target.touch(mode=0o644, exist_ok=False)
+        linux.move_mount(tree, str(target))
+        if read_only:
+            flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _locked_flags(target)
+            linux.mount("none", str(target), flags=flags)
+    except OSError as error:
+        with contextlib.suppress(FailedPrecondition):
+            detach_share(share, name)
+        raise FailedPrecondition(f"mount {name} cannot be shared: {error.strerror}") from error
+
+
+def _locked_flags(target: Path) -> int:
+    """The mount's own flags, which a remount has to repeat."""
+    found = os.statvfs(target).f_flag
+    pairs = (
+        (os.ST_NOSUID, linux.MS_NOSUID),
+        (os.ST_NODEV, linux.MS_NODEV),
+        (os.ST_NOEXEC, linux.MS_NOEXEC),
+    )
+    return sum(flag for bit, flag in pairs if found & bit)
+
+
+def detach_share(share: Path, name: str) -> None:
+    """Undo `attach_share`. Idempotent."""
+    target = share / name
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            linux.umount(str(target), linux.MNT_DETACH)
+    except OSError as error:
+        # EINVAL: nothing is mounted there.
+        if error.errno != errno.EINVAL:
+            raise FailedPrecondition(f"{target} does not unmount: {error.strerror}") from error
+    try:
+        if target.is_dir():
+            target.rmdir()
+        else:
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"{target} is not removed: {error.strerror}") from error
+
+
+def make_scratch(template: Path, target: Path) -> None:
+    """A sparse copy of `template` at `target`: a clone where the file system can, else its data.
+
+    Blocking. Raises `NotFound` without a template, `ResourceExhausted` when the disk is full.
+    """
+    try:
+        source = os.open(template, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(
+            f"scratch template {template}: {error.strerror}", hint="thaw bake"
+        ) from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sink = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _copy(source, sink)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(sink)
+    except OSError as error:
+        raise ResourceExhausted(
+            f"scratch disk {target} cannot be made: {error.strerror}", hint="free disk space"
+        ) from error
+    finally:
+        os.close(source)
+
+
+def _copy(source: int, sink: int) -> None:
+    try:
+        fcntl.ioctl(sink, _FICLONE, source)
+        return
+    except OSError:
+        # Most file systems cannot.
+        pass
+    size = os.fstat(source).st_size
+    os.ftruncate(sink, size)
+    for start, end in sparse.segments(source, size):
+        os.lseek(source, start, os.SEEK_SET)
+        os.lseek(sink, start, os.SEEK_SET)
+        position = start
+        while position < end:
+            done = os.sendfile(sink, source, position, min(end - position, 1 << 20))
+            if done == 0:
+                break
+            position += done
