@@ -21,5 +21,5 @@ def setup(level: str, *, process: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "qemu", "pyroute2", "asyncio"):
+    for noisy in ("httpx", "httpcore", "qemu", "pyroute2", "asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
