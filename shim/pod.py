@@ -142,14 +142,14 @@ class Pod:
             reason = self.vm.exited.result().text
         else:
             reason = self.vm.agent.closed.result().message
-        if self._ending:
+        if not self._begin_end():
             return
         log.error("the VM ended: %s", reason)
         await self._over(reason, EXIT_UNKNOWN)
 
     async def _over(self, reason: str, exit_code: int) -> None:
         """The VM must go: kill it, record the end of everything. Once; others wait for it."""
-        self._ending = True
+        self._begin_end()
         async with self._stop_lock:
             if self.stopped:
                 return
@@ -168,6 +168,11 @@ class Pod:
                 self._save_pod(state="notready", stopped_at=now, reason=reason)
             self.stopped = True
         self._tell({"event": "pod.stopped", "reason": reason, "exited_at": now})
+
+    def _begin_end(self) -> bool:
+        """Note that the VM is being ended; False when that was known."""
+        known, self._ending = self._ending, True
+        return not known
 
     def _save_vm(self, **changes: Any) -> None:
         record = dataclasses.replace(self.vm_record, **changes)
