@@ -27,6 +27,7 @@ HELLO_TIMEOUT: Final = 10.0
 
 _RESTART_DELAY: Final = 0.2
 _RESTART_DELAY_MAX: Final = 10.0
+_END_TIMEOUT: Final = 5.0
 
 EventHandler = Callable[[Wire], None]
 
@@ -258,7 +259,8 @@ class ZygoteClient:
 
     async def _run_once(self) -> None:
         ours, theirs = socket.socketpair()
-        environment = dict(ENVIRONMENT)
+        # One heap however many threads: an arena for each would cost every shim its own pages.
+        environment = {**ENVIRONMENT, "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
         for name in (failpoint.ENV, failpoint.ENV_FILE):
             if name in os.environ:
                 environment[name] = os.environ[name]
@@ -289,9 +291,16 @@ class ZygoteClient:
             self._client = None
             if client is not None:
                 await client.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            else:
+                ours.close()
+            # The end of the connection is its end. Not killed at once: a kill that meets a process
+            # which has just ended takes its exit code away from asyncio.
+            ended = asyncio.ensure_future(process.wait())
+            await asyncio.wait([ended], timeout=_END_TIMEOUT)
+            if not ended.done():
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await ended
 
     async def call(
         self, method: str, params: Wire, fds: Sequence[int] = (), timeout: float = 60.0

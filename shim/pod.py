@@ -27,7 +27,7 @@ from hostlib.errors import (
     NotFound,
     ThawError,
 )
-from hostlib.tasks import Tasks
+from hostlib.tasks import Tasks, in_thread
 from shim import records
 from shim.container import EXIT_KILLED, Container, SharedMount
 from shim.exec import Execs
@@ -230,6 +230,21 @@ class Pod:
     async def _bind(
         self, record: PodRecord, network: Wire, identity: Wire, group: str | None
     ) -> tuple[list[str], dict[str, int]]:
+        # The one write that makes the VM the pod's: before it the VM is anybody's.
+        record = dataclasses.replace(record, state="ready", stopped_at=0, reason="")
+        await failpoint.hit("pod.bind")
+        records.write(self._folder, record)
+        self.record = record
+        # The kernel takes its time to move processes; nothing below depends on it.
+        entering = self._tasks.start(in_thread(self._enter, group), "cgroup")
+        try:
+            timings = await self._restore(network, identity)
+        finally:
+            self._save_vm(cgroup=await entering)
+        self._save_vm(state="running")
+        return list(STEPS), timings
+
+    async def _restore(self, network: Wire, identity: Wire) -> dict[str, int]:
         begun = time.monotonic_ns()
         timings: dict[str, int] = {}
 
@@ -239,12 +254,6 @@ class Pod:
             timings[step] = now - begun
             begun = now
 
-        # The one write that makes the VM the pod's: before it the VM is anybody's.
-        record = dataclasses.replace(record, state="ready", stopped_at=0, reason="")
-        await failpoint.hit("pod.bind")
-        records.write(self._folder, record)
-        self.record = record
-        self._save_vm(cgroup=self._enter(group))
         await failpoint.hit("restore.verify")
         if self.vm.exited.done() or not linux.is_sealed(self._ram):
             raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
@@ -259,8 +268,7 @@ class Pod:
         await failpoint.hit("restore.ready")
         await self.vm.agent.request("ping")
         lap("ready")
-        self._save_vm(state="running")
-        return list(STEPS), timings
+        return timings
 
     def _enter(self, group: str | None) -> str:
         """Move shim and VM into the pod's cgroup; without the right to, they stay."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import logging.handlers
 import os
@@ -352,6 +353,8 @@ def main(vm_id: str, folder: Path, config: ShimConfig, control: int, ram: int) -
     _log_to(folder, vm_id)
     failpoint.load_environment()
     sock = socket.socket(fileno=control)
+    # The zygote's objects are frozen: collecting ours touches none of the pages that are shared.
+    gc.enable()
 
     async def run() -> int:
         return await Shim(vm_id, folder, config, ram).run(sock)
