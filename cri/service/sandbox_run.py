@@ -141,11 +141,10 @@ async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, tra
     who = identity.identity(plan.hostname, attachment.ips, resolv)
     begun = trace.elapsed()
     answer = await daemon.shim_of(pod).bind(pod.record, network, who, None)
-    for step in answer.get("steps", ()):
-        if isinstance(step, dict) and "step" in step:
-            took = int(step.get("ns", 0))
-            trace.add(f"guest.{step['step']}", begun, took)
-            begun += took
+    timings = answer.get("timings")
+    for step, took in (timings if isinstance(timings, dict) else {}).items():
+        trace.add(f"bind.{step}", begun, int(took))
+        begun += int(took)
 
 
 def _dns(dns: v1.DNSConfig) -> Dns:

@@ -69,7 +69,7 @@ class FakeShim:
     async def bind(self, pod: PodRecord, network: Wire, identity: Wire, cgroup: str | None) -> Wire:
         self._note("bind", pod, network, identity)
         self.pod = pod
-        return {"steps": [{"step": "reseed", "ns": 5}]}
+        return {"steps": ["reseed"], "timings": {"reseed": 5}}
 
     async def pod_stop(self) -> None:
         self._note("pod_stop")

@@ -371,7 +371,7 @@ async def test_thaws_own_service(client: Client) -> None:
     assert pulled[-1].image_ref == SHELL.id
     pod = await client.run()
     traces = (await client.thaw.Trace(thaw_pb2.TraceRequest(pod_sandbox_id=pod[:8]))).traces
-    assert {"vm", "network", "bind", "guest.reseed", "total"} <= {
+    assert {"vm", "network", "bind", "bind.reseed", "total"} <= {
         step.name for step in traces[0].steps
     }
     shapes = (await client.thaw.Pool(thaw_pb2.PoolRequest())).shapes
