@@ -116,7 +116,8 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
             mode=cast("Any", settings.mode if settings.cni_conf_dir else "builtin"),
             subnet=settings.subnet,
             mtu=settings.mtu,
-            cni_conf_dir=Path(settings.cni_conf_dir or "/"),
+            # A folder that is never made: mode "builtin" reads no configuration.
+            cni_conf_dir=Path(settings.cni_conf_dir or config.state / "no-cni"),
             cni_bin_dirs=settings.cni_bin_dirs,
             cni_timeout=settings.cni_timeout_seconds,
         ),
