@@ -116,7 +116,9 @@ class _Table:
         value = self._table.get("capabilities")
         if value is None:
             return _ALL
-        if not isinstance(value, list) or not all(item in _ALL for item in value):
+        if not isinstance(value, list) or not all(
+            isinstance(item, str) and item in _ALL for item in value
+        ):
             raise self.bad("capabilities", "must be a list of pull, resolve, push")
         return frozenset(value)
 

@@ -141,6 +141,11 @@ class Rewriter:
             )
         path = normalise(member.name, self._limits)
         parent, _, base = path.rpartition("/")
+        marks = [part for part in parent.split("/") if part.startswith(_WHITEOUT)]
+        if marks and marks[0].startswith(_AUFS_PRIVATE):
+            return
+        if marks:
+            raise InvalidArgument(f"layer names {path[:200]!a}, which lies below a whiteout")
         if base.startswith(_WHITEOUT):
             self._whiteout(index, parent, base, plan)
         elif member.isdir():

@@ -95,14 +95,19 @@ class Puller:
         self._flights: SingleFlight[None] = SingleFlight()
         self._watchers: dict[str, list[Callable[[int], None]]] = {}
         self._serial = itertools.count()
+        self._running: set[asyncio.Task[None]] = set()
         self.presence = asyncio.Lock()
         """Held while layers are found present, and while others are removed."""
         self.wanted: dict[str, int] = {}
         """How many pulls rely on a layer that no record names yet, by diff id."""
 
-    def close(self) -> None:
-        """End the worker threads, which must be idle: cancel the pulls first."""
-        self._threads.shutdown(wait=True)
+    async def close(self) -> None:
+        """Give up the layers under way and end the worker threads."""
+        while tasks := list(self._running):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        await in_thread(self._threads.shutdown)
 
     @contextlib.asynccontextmanager
     async def want(self, diff_ids: tuple[str, ...]) -> AsyncIterator[None]:
@@ -196,6 +201,10 @@ class Puller:
         tracker.update(index, descriptor.size, "done")
 
     async def _layer(self, registry: Registry, descriptor: Descriptor, diff_id: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         promised = decompress.expected(descriptor.media_type)
         async with self._slots:
             if self._store.layer_path(diff_id).exists():

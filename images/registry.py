@@ -339,7 +339,7 @@ class _Transfer:
             if not start.startswith(f"{self.done}-"):
                 raise DataLoss(f"{netloc} resumed blob {digest} at the wrong place")
             skip = 0
-        async for chunk in response.aiter_raw(256 * 1024):
+        async for chunk in response.aiter_raw():
             data = chunk
             if skip:
                 data, skip = data[skip:], skip - min(skip, len(data))
@@ -351,10 +351,8 @@ class _Transfer:
                     hint="the image is broken, or the registry is: push it again",
                 )
             await failpoint.hit("pull.chunk")
-            if len(data) > 16384:
-                await in_thread(self._hash.update, data)
-            else:
-                self._hash.update(data)
+            # httpcore reads at most 64 KiB at a time: hashed within 0.2 ms.
+            self._hash.update(data)
             self.done += len(data)
             await self._sink(data)
         if self.done < size:

@@ -79,10 +79,10 @@ class Images:
         self._puller = Puller(self._store, self._config_path, self._limits)
 
     async def close(self) -> None:
-        """End the worker threads; the pulls must have been cancelled. Idempotent."""
+        """Give up the pulls under way and end the worker threads. Idempotent."""
         if self._puller is not None:
             puller, self._puller = self._puller, None
-            await in_thread(puller.close)
+            await puller.close()
 
     def _pulls(self) -> Puller:
         if self._puller is None:

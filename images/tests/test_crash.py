@@ -1,0 +1,78 @@
+"""kill -9 at each step of a pull and of a removal: the next start finds a sound store."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hostlib.tasks import in_thread
+from images.service import Images, Limits
+from images.tests.build import Entry, image, tar
+from images.tests.fake_registry import FakeRegistry
+
+PULL = """
+import asyncio, sys
+from pathlib import Path
+from hostlib import failpoint
+from images.service import Images, Limits
+
+async def main():
+    failpoint.load_environment()
+    images = Images(Path(sys.argv[1]), registry_config=None, limits=Limits())
+    await images.open()
+    found = await images.pull(sys.argv[2])
+    if len(sys.argv) > 3:
+        await images.remove(found.id)
+    await images.close()
+
+asyncio.run(main())
+"""
+
+
+def die(root: Path, ref: str, point: str, *more: str) -> int:
+    return subprocess.run(
+        [sys.executable, "-c", PULL, root, ref, *more],
+        env={**os.environ, "THAW_FAILPOINTS": f"{point}=kill", "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        timeout=60,
+    ).returncode
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["pull.resolve", "pull.chunk", "convert.start", "convert.verified", "pull.commit",
+     "layer.sync", "layer.rename", "layer.renamed", "pull.record", "store.blobs", "store.record",
+     "store.written"],
+)  # fmt: skip
+async def test_a_pull_that_dies(registry: FakeRegistry, tmp_path: Path, point: str) -> None:
+    registry.add(image(tar(Entry("a", b"x" * 100_000)), tar(Entry("b"))))
+    ref = f"{registry.host}/a"
+    assert await in_thread(die, tmp_path, ref, point) == -9
+    images = Images(tmp_path, registry_config=None, limits=Limits())
+    await images.open()
+    assert not list((tmp_path / "images/ingest").iterdir())
+    assert len(images.list()) == (1 if point == "store.written" else 0)
+    for found in images.list():
+        assert all(layer.path.stat().st_size == layer.size for layer in found.layers)
+    found = await images.pull(ref)
+    assert images.get(ref) == found
+    await images.remove(ref)
+    await images.collect()
+    assert not [item for item in (tmp_path / "images").rglob("*") if item.is_file()]
+    await images.close()
+
+
+async def test_a_removal_that_dies(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.add(image(tar(Entry("a"))))
+    ref = f"{registry.host}/a"
+    assert await in_thread(die, tmp_path, ref, "store.remove", "remove") == -9
+    images = Images(tmp_path, registry_config=None, limits=Limits())
+    await images.open()
+    assert len(images.list()) == 1
+    await images.remove(ref)
+    assert images.list() == []
+    await images.close()

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from images.hosts import BadHosts, find, is_local, parse
+
+WHERE = Path("/etc/thaw/certs.d/example.com/hosts.toml")
+
+
+def test_defaults() -> None:
+    assert [item.base for item in find(None, "docker.io")] == ["https://registry-1.docker.io/v2"]
+    assert [item.base for item in find(None, "quay.io")] == ["https://quay.io/v2"]
+    assert [item.base for item in find(None, "localhost:5000")] == ["http://localhost:5000/v2"]
+    assert [item.base for item in find(None, "127.0.0.1:443")] == ["https://127.0.0.1:443/v2"]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("localhost", True), ("127.9.9.9:1", True), ("[::1]:5000", True), ("10.0.0.1", False),
+     ("localhost.example", False)],
+)  # fmt: skip
+def test_local_hosts(host: str, local: bool) -> None:
+    assert is_local(host) is local
+
+
+def test_everything_at_once() -> None:
+    mirror, plain, server = parse(
+        """
+server = "https://up.example"
+ca = "up.crt"
+[host."https://mirror.example/team"]
+capabilities = ["pull"]
+ca = ["one.crt", "/abs/two.crt"]
+client = [["c.crt", "c.key"], "both.pem"]
+skip_verify = true
+[host."https://mirror.example/team".header]
+x-one = "1"
+x-many = ["a", "b"]
+[host."http://10.0.0.1:5000/root"]
+override_path = true
+""",
+        WHERE,
+        "example.com",
+    )
+    assert mirror.base == "https://mirror.example/team/v2"
+    assert mirror.capabilities == {"pull"}
+    assert mirror.ca == (WHERE.parent / "one.crt", Path("/abs/two.crt"))
+    assert mirror.client[0] == (WHERE.parent / "c.crt", WHERE.parent / "c.key")
+    assert mirror.client[1] == (WHERE.parent / "both.pem", None)
+    assert mirror.skip_verify and mirror.is_mirror
+    assert mirror.header == (("x-one", "1"), ("x-many", "a"), ("x-many", "b"))
+    assert plain.base == "http://10.0.0.1:5000/root"
+    assert (server.base, server.is_mirror) == ("https://up.example/v2", False)
+    assert server.ca == (WHERE.parent / "up.crt",)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("x = ", "Invalid value|hosts.toml"),
+        ("x = 1", "x: unknown key"),
+        ("server = 1", "server: must be a URL"),
+        ('server = "ftp://x"', "no http or https URL"),
+        ('server = "https://u:p@x"', "must hold scheme"),
+        ('server = "https://x:port"', "bad URL"),
+        ("host = 1", "host: must be tables"),
+        ("[host]\nx = 1", "must be a table"),
+        ('[host."https://x"]\ncapabilities = ["fly"]', r'host\."https://x"\.capabilities'),
+        ('[host."https://x"]\nskip_verify = "yes"', "skip_verify: must be true or false"),
+        ('[host."https://x"]\nca = 1', "ca: must be a path"),
+        ('[host."https://x"]\nclient = [["a"]]', "client: a pair"),
+        ('[host."https://x"]\nheader = 1', "header: must be a table"),
+        ('[host."https://x".header]\na = 1', "header.a"),
+        ('[host."https://x".header]\na = "b\\r\\nc: d"', "header.a"),
+    ],
+)
+def test_what_is_refused(text: str, match: str) -> None:
+    with pytest.raises(BadHosts, match=match) as caught:
+        parse(text, WHERE, "example.com")
+    assert "hosts.toml" in caught.value.message
+
+
+def test_the_folder_is_found(tmp_path: Path) -> None:
+    for folder, port in (("a.io_5000_", 1), ("b.io:5000", 2), ("_default", 3)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "hosts.toml").write_text(f'server = "http://x:{port}"')
+    assert [find(tmp_path, name)[0].base[-4] for name in ("a.io:5000", "b.io:5000", "c.io")] == [
+        "1", "2", "3"
+    ]  # fmt: skip
+
+
+def test_missing_tls_files_are_named(tmp_path: Path) -> None:
+    host = parse('ca = "none.crt"', tmp_path / "hosts.toml", "example.com")[0]
+    with pytest.raises(BadHosts, match=r"example\.com"):
+        host.tls()
+
+
+VALUES = st.recursive(
+    st.one_of(st.booleans(), st.integers(-5, 5), st.sampled_from(["https://x", "a", "pull", ""])),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["capabilities", "ca", "client", "skip_verify", "override_path", "header"]),
+        VALUES,
+    )
+)
+def test_odd_values_are_taken_or_refused(table: dict[str, object]) -> None:
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items()]
+    text = "\n".join(['[host."https://x"]', *lines])
+    with contextlib.suppress(BadHosts):
+        assert parse(text, WHERE, "example.com")[0].base.startswith("https://x")
+
+
+@given(st.text(max_size=200))
+def test_noise_is_refused(text: str) -> None:
+    with contextlib.suppress(BadHosts):
+        assert parse(text, WHERE, "example.com")
