@@ -22,6 +22,7 @@ from cli import show
 from cri.api import v1_pb2
 from demo import images
 from demo.timeline import Timeline
+from e2e.harness import leaks
 from e2e.harness.daemon import PROJECT, Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import NGINX, SHELL, WEBAPP
@@ -68,11 +69,11 @@ def _demo(line: Timeline) -> int:
             for repository, image in built.items():
                 registry.push(image, repository)
         daemon = Daemon(
-            folder,
+            folder / "node",
             registry,
             root=KEPT / "root",
             subnet="10.87.0.0/16",
-            settings={"snapshot": {"on_demand": True}, "pool": {"size": 1}},
+            settings={"pool": {"size": 1}},
             share_snapshots=False,
         )
         left: list[str] = []
@@ -85,6 +86,7 @@ def _demo(line: Timeline) -> int:
             line.heading("The end")
             with line.step("stop thawd and its pool"):
                 left = daemon.destroy()
+    left += leaks.processes(str(folder))
     for found in left:
         line.note(f"left behind: {found}")
     if left:
