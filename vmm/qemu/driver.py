@@ -111,6 +111,8 @@ class Process:
                 os.close(descriptor)
             if prepare is not None:
                 prepare()
+            # QEMU asks for huge pages in TCG's code buffer, which a small guest fills sparsely.
+            linux.prctl(linux.PR_SET_THP_DISABLE, 1)
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(127)
