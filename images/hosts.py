@@ -51,12 +51,12 @@ class Host:
         """Host and port."""
         return urlsplit(self.base).netloc
 
-    def tls(self) -> ssl.SSLContext | bool:
-        """What httpx takes as ``verify``. Raises `BadHosts` for files that cannot be used."""
-        if urlsplit(self.base).scheme == "http":
-            return False
-        if not (self.ca or self.client or self.skip_verify):
-            return True
+    def tls(self) -> ssl.SSLContext:
+        """What httpx takes as ``verify``, also for a plain host: it may redirect to another.
+
+        Blocking; raises `BadHosts` for files that cannot be used.
+        """
+        # The system's authorities, as containerd uses them, not those that come with httpx.
         context = ssl.create_default_context()
         try:
             for authority in self.ca:

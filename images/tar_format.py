@@ -15,6 +15,8 @@ from typing import IO, Final, Protocol, cast
 from hostlib.errors import DataLoss, InvalidArgument, ResourceExhausted
 
 BLOCK: Final = 512
+READ: Final = 1024 * 1024
+"""Bytes asked of the source at a time."""
 MAX_EXTENSION: Final = 1024 * 1024
 """The most bytes of one PAX or long-name record: tarfile holds them in memory as a whole."""
 
@@ -73,12 +75,52 @@ class Readable(Protocol):
     def read(self, size: int) -> bytes: ...
 
 
+class _Forward:
+    """What tarfile needs of a file, on a stream that cannot go back.
+
+    tarfile's own stream mode copies what is left of its buffer at each header.
+    """
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._chunk = b""
+        self._used = 0
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        if position < self._position:
+            raise tarfile.StreamError("the archive leads backwards")
+        while self._position < position:
+            if not self._take(position - self._position):
+                break
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        first = self._take(size)
+        if len(first) == size or not first:
+            return first
+        parts, missing = [first], size - len(first)
+        while missing and (part := self._take(missing)):
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def _take(self, size: int) -> bytes:
+        if self._used == len(self._chunk):
+            self._chunk, self._used = self._source.read(READ), 0
+        part = self._chunk[self._used : self._used + size]
+        self._used += len(part)
+        self._position += len(part)
+        return part
+
+
 def open_tar(source: Readable) -> tarfile.TarFile:
     """A forward-only reader; names keep bytes that are no UTF-8 as surrogates."""
-    return tarfile.open(
-        fileobj=cast("IO[bytes]", source),
-        mode="r|",
-        bufsize=256 * 1024,
+    return tarfile.TarFile(
+        fileobj=cast("IO[bytes]", _Forward(source)),
         tarinfo=BoundedInfo,
         encoding="utf-8",
         errors="surrogateescape",

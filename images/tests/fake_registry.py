@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -98,7 +99,7 @@ class FakeRegistry:
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[FakeRegistry]:
+async def running(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeRegistry]:
     registry = FakeRegistry()
     connections: set[asyncio.Task[None]] = set()
 
@@ -116,7 +117,7 @@ async def running() -> AsyncIterator[FakeRegistry]:
                 await writer.wait_closed()
             connections.discard(task)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     registry.port = server.sockets[0].getsockname()[1]
     try:
         yield registry

@@ -7,19 +7,20 @@ import base64
 import io
 import json
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
 
-from hostlib import errors
+from hostlib import errors, process
 from images.service import Auth, Images, Limits
 from images.tests.build import Entry, compress, image, sha, tar
-from images.tests.fake_registry import Answer, FakeRegistry, Request, running
+from images.tests.fake_registry import Answer, Behaviour, FakeRegistry, Request, running
 
 LAYER = tar(Entry("a", b"x" * 200_000))
 
 
-def once(part: str, *answers: Answer, method: str = "GET"):
+def once(part: str, *answers: Answer) -> Behaviour:
     """Give these answers, one after another, to requests whose path holds `part`."""
     left = list(answers)
 
@@ -280,7 +281,7 @@ async def test_an_unknown_host(images: Images) -> None:
         await images.pull("no-such-host.invalid/a")
 
 
-def bearer(registry: FakeRegistry, *, good: str):
+def bearer(registry: FakeRegistry, *, good: str) -> Behaviour:
     """Wants a token from its own token server, and `good` as credentials for it."""
 
     def behave(request: Request) -> Answer | None:
@@ -424,3 +425,28 @@ async def test_a_gzip_of_several_members(images: Images, registry: FakeRegistry)
     await images.remove(found.id)
     with pytest.raises(errors.DataLoss, match="too early"):
         await images.pull(f"{registry.host}/a:cut")
+
+
+async def test_a_private_authority(tmp_path: Path) -> None:
+    await process.run(
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+        "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+        "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "ca.pem"),
+    )  # fmt: skip
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+    service = Images(tmp_path / "root", registry_config=tmp_path, limits=Limits())
+    await service.open()
+    (tmp_path / "_default").mkdir()
+    hosts = tmp_path / "_default/hosts.toml"
+    async with running(tls) as secure:
+        secure.add(image(LAYER))
+        server = f'server = "https://{secure.host}"\n'
+        hosts.write_text(server)
+        with pytest.raises(errors.Unavailable, match="certificate"):
+            await service.pull("example.com/a")
+        for extra in ('ca = "../ca.pem"\n', "skip_verify = true\n"):
+            hosts.write_text(server + extra)
+            found = await service.pull("example.com/a")
+            await service.remove(found.id)
+    await service.close()
