@@ -38,7 +38,7 @@ def translate(error: grpc.RpcError, address: str) -> errors.ThawError:
     call = cast("grpc.Call", error)
     code = call.code().name
     details = call.details() or code
-    if code == "UNAVAILABLE" and re.search(r"connect|No such file|socket", details):
+    if code == "UNAVAILABLE" and "failed to connect to all addresses" in details:
         return errors.Unavailable(
             f"thawd does not answer at {address}",
             hint="start thawd, or name its socket with --address or THAW_ADDRESS",

@@ -36,7 +36,8 @@ def keep_evidence(request: pytest.FixtureRequest, daemon: Daemon) -> None:
     target = EVIDENCE / name / daemon.folder.name
     for source in daemon.folder.rglob("*"):
         relative = source.relative_to(daemon.folder)
-        if relative.parts[0] == "root" or not source.is_file() or source.stat().st_size > 1 << 24:
+        # Images and snapshots are too big; a pinned namespace looks like a file and is none.
+        if relative.parts[0] == "root" or "netns" in relative.parts or not source.is_file():
             continue
         place = target / relative
         place.parent.mkdir(parents=True, exist_ok=True)

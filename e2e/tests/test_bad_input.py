@@ -20,7 +20,7 @@ from hostlib import errors
     ("reference", "error"),
     [
         ("", errors.InvalidArgument),
-        ("UPPER/case", errors.InvalidArgument),
+        ("registry.test/UPPER/case", errors.InvalidArgument),
         ("registry.test/a@sha256:short", errors.InvalidArgument),
         ("registry.test/demo/shell:none-such", errors.NotFound),
         ("registry.test/none/such:latest", errors.NotFound),
