@@ -252,6 +252,21 @@ def _hints(cls: type) -> dict[str, Any]:
     return _hint_cache[cls]
 
 
+def preload() -> None:
+    """Work out the types of all records now, for every process that is forked from here."""
+    for cls in (
+        ShimConfig,
+        VMRecord,
+        PodRecord,
+        PodMetadata,
+        PodNetworkRecord,
+        ContainerRecord,
+        ContainerMetadata,
+        ImageRecord,
+    ):
+        _hints(cls)
+
+
 def container_path(folder: Path, container_id: str) -> Path:
     """Where the record of a container of the VM in `folder` lies."""
     _check_object_id(container_id)

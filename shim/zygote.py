@@ -190,6 +190,7 @@ def main() -> int:
     failpoint.load_environment()
     sock = socket.socket(fileno=arguments.fd)
     sock.set_inheritable(False)
+    records.preload()
     # No collection in shims before they have objects of their own: it would touch shared pages.
     gc.collect()
     gc.freeze()

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hostlib import failpoint, linux
+from hostlib.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    ThawError,
+)
+from shim import records, streams
+from shim.layers import Layer
+from shim.pod import STEPS, Pod
+from shim.records import ContainerMetadata, ContainerRecord, PodMetadata, PodRecord, VMRecord
+from shim.tests.fakes import FakeVM
+from vmm.microvm import MicroVM
+
+POD = "a" * 64
+ID = "b" * 64
+
+
+def layers(*names: str) -> list[Layer]:
+    return [Layer(name, Path("/layers") / name) for name in names]
+
+
+@dataclass
+class Bench:
+    pod: Pod
+    vm: FakeVM
+    folder: Path
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    async def bind(self) -> list[str]:
+        record = PodRecord(POD, PodMetadata("p", "u", "n"), 1)
+        steps, _ = await self.pod.bind(record, {"mac": "x"}, {"hostname": "p"}, None)
+        return steps
+
+    async def create(self, container: str = ID, *names: str, **changes: Any) -> None:
+        record = ContainerRecord(container, POD, ContainerMetadata("c"), 1, **changes)
+        await self.pod.create_container(record, {}, layers(*(names or ("base",))), [])
+
+    async def run(self, container: str = ID, **changes: Any) -> None:
+        await self.create(container, **changes)
+        await self.pod.container(container).start()
+
+    def end(self, code: int = 0, container: str = ID, **more: Any) -> None:
+        for stream in self.vm.agent.streams:
+            stream.feed(b"")
+        self.vm.agent.emit(event="container.exit", id=container, exit_code=code, **more)
+
+    def on_disk(self) -> records.VMFolder:
+        return records.read_vm_folder(self.folder)
+
+    async def until_exited(self, container: str = ID) -> ContainerRecord:
+        found = self.pod.container(container)
+        await asyncio.wait_for(found.exited.wait(), 10)
+        return found.record
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    failpoint.disarm()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    ram = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    linux.seal(ram)
+    vm = FakeVM()
+    events: list[dict[str, Any]] = []
+    record = VMRecord("abcd1234", 1, 2, state="pooled")
+    pod = Pod(cast("MicroVM", vm), record, tmp_path, ram, 3, events.append)
+    yield Bench(pod, vm, tmp_path, events)
+    await pod.stop()
+    await pod.close()
+    os.close(ram)
+
+
+async def test_bind_takes_the_eight_steps_in_order(bench: Bench) -> None:
+    assert await bench.bind() == list(STEPS)
+    assert bench.vm.running
+    found = bench.on_disk()
+    assert found.pod is not None
+    assert found.vm is not None
+    assert (found.pod.state, found.vm.state) == ("ready", "running")
+    (asked,) = bench.vm.agent.asked("restore")
+    assert len(asked["entropy"]) > 64
+    assert asked["network"] == {"mac": "x"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_step_that_fails_ends_the_vm_and_the_pod(bench: Bench, step: str) -> None:
+    failpoint.arm(f"restore.{step}=error(no {step})")
+    with pytest.raises(Internal, match=f"no {step}"):
+        await bench.bind()
+    assert bench.vm.exited.done()
+    found = bench.on_disk()
+    assert found.pod is not None
+    assert found.pod.state == "notready"
+    assert f"no {step}" in found.pod.reason
+    assert [event["event"] for event in bench.events] == ["pod.stopped"]
+
+
+@pytest.mark.parametrize("step", ["reseed", "clock", "network", "identity", "generation"])
+async def test_a_step_that_the_guest_does_not_confirm_fails_closed(bench: Bench, step: str) -> None:
+    names = ["reseed", "clock", "network", "identity", "generation"]
+    names.remove(step)
+    bench.vm.agent.answers["restore"] = {"steps": [{"step": name, "ns": 1} for name in names]}
+    with pytest.raises(Internal, match=f"did not confirm the restore step {step}"):
+        await bench.bind()
+    assert bench.vm.exited.done()
+
+
+async def test_a_vm_is_bound_once(bench: Bench) -> None:
+    await bench.bind()
+    with pytest.raises(FailedPrecondition, match="bound to pod"):
+        await bench.bind()
+    assert not bench.vm.exited.done()
+
+
+async def test_ram_that_is_not_sealed_is_refused(bench: Bench) -> None:
+    bench.pod._ram = os.memfd_create("open")
+    try:
+        with pytest.raises(FailedPrecondition, match="unchanged snapshot"):
+            await bench.bind()
+    finally:
+        os.close(bench.pod._ram)
+
+
+async def test_a_container_lives_and_its_end_is_recorded(bench: Bench, tmp_path: Path) -> None:
+    log = tmp_path / "c.log"
+    await bench.bind()
+    await bench.run(log_path=str(log))
+    assert bench.on_disk().containers[0].state == "running"
+    bench.vm.agent.streams[0].feed(b"hello\n", b"partial")
+    bench.end(3)
+    record = await bench.until_exited()
+    assert (record.state, record.exit_code, record.reason) == ("exited", 3, "Error")
+    assert record.finished_at >= record.started_at > 0
+    assert bench.on_disk().containers == (record,)
+    lines = log.read_text().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["stdout F hello", "stdout P partial"]
+    assert bench.events[-1]["container"]["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "oom", "reason"),
+    [(0, False, "Completed"), (1, False, "Error"), (137, True, "OOMKilled")],
+)
+async def test_reasons(bench: Bench, code: int, oom: bool, reason: str) -> None:
+    await bench.bind()
+    await bench.run()
+    bench.end(code, oom_killed=oom)
+    assert (await bench.until_exited()).reason == reason
+
+
+async def test_an_exit_code_that_the_guest_made_up_is_255(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    bench.end(cast("int", "zero"))
+    assert (await bench.until_exited()).exit_code == 255
+
+
+async def test_a_command_that_does_not_exist(bench: Bench) -> None:
+    await bench.bind()
+    await bench.create()
+    bench.vm.agent.answers["container.start"] = NotFound('exec: "/bin/nope": no such file')
+    with pytest.raises(NotFound, match="/bin/nope"):
+        await bench.pod.container(ID).start()
+    record = await bench.until_exited()
+    assert (record.exit_code, record.reason) == (128, "StartError")
+    assert "/bin/nope" in record.message
+
+
+async def test_a_container_starts_once(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    with pytest.raises(FailedPrecondition, match="running, not created"):
+        await bench.pod.container(ID).start()
+
+
+async def test_a_log_that_cannot_be_written_leaves_the_container_created(bench: Bench) -> None:
+    await bench.bind()
+    await bench.create(log_path="/nonexistent/c.log")
+    with pytest.raises(FailedPrecondition, match="log file"):
+        await bench.pod.container(ID).start()
+    assert bench.pod.container(ID).record.state == "created"
+
+
+async def test_stop_signals_then_kills(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+
+    def kill(params: dict[str, Any]) -> dict[str, Any]:
+        if params["signal"] == 9:
+            bench.end(137)
+        return {}
+
+    bench.vm.agent.answers["container.kill"] = kill
+    await bench.pod.container(ID).stop(15, 0.05)
+    asked = [(p["signal"], p["all"]) for p in bench.vm.agent.asked("container.kill")]
+    assert asked == [(15, False), (9, True)]
+    assert bench.pod.container(ID).record.exit_code == 137
+    await bench.pod.container(ID).stop(15, 1)
+    assert len(bench.vm.agent.asked("container.kill")) == 2
+
+
+async def test_layers_are_shared_and_slots_given_back(bench: Bench) -> None:
+    await bench.bind()
+    other = "c" * 64
+    await bench.create(ID, "base", "one")
+    await bench.create(other, "base", "two")
+    assert len(bench.vm.slots) == 3
+    await bench.pod.remove_container(ID)
+    assert {str(path) for path in bench.vm.slots.values()} == {"/layers/base", "/layers/two"}
+    await bench.pod.remove_container(other)
+    await bench.pod.remove_container(other)
+    assert bench.vm.slots == {}
+    assert bench.pod.layers.in_use == 0
+    assert bench.on_disk().containers == ()
+
+
+async def test_more_layers_than_slots(bench: Bench) -> None:
+    await bench.bind()
+    with pytest.raises(ResourceExhausted, match="4 more layers"):
+        await bench.create(ID, "a", "b", "c", "d")
+    assert bench.vm.slots == {}
+    assert bench.on_disk().containers == ()
+
+
+@pytest.mark.parametrize("point", ["container.create", "layer.attach", "layer.mount"])
+async def test_a_failed_create_leaves_nothing(bench: Bench, point: str) -> None:
+    await bench.bind()
+    failpoint.arm(f"{point}=1*error")
+    with pytest.raises(Internal):
+        await bench.create()
+    assert bench.vm.slots == {}
+    assert bench.on_disk().containers == ()
+    await bench.create()
+
+
+async def test_a_create_that_the_agent_refuses_leaves_nothing(bench: Bench) -> None:
+    await bench.bind()
+    bench.vm.agent.answers["container.create"] = InvalidArgument("unknown mount type")
+    with pytest.raises(InvalidArgument, match="unknown mount type"):
+        await bench.create()
+    assert bench.vm.slots == {}
+    assert bench.pod.containers == {}
+    assert bench.vm.agent.asked("container.delete")
+
+
+async def test_ids_are_checked(bench: Bench) -> None:
+    with pytest.raises(FailedPrecondition, match="not running"):
+        await bench.create()
+    await bench.bind()
+    await bench.create()
+    with pytest.raises(AlreadyExists):
+        await bench.create()
+    with pytest.raises(NotFound):
+        bench.pod.container("d" * 64)
+
+
+async def test_pod_stop_kills_and_records(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    bench.vm.agent.answers["container.kill"] = lambda _params: bench.end(137) or {}  # type: ignore[func-returns-value]
+    await bench.pod.stop()
+    await bench.pod.stop()
+    found = bench.on_disk()
+    assert found.pod is not None
+    assert found.pod.state == "notready"
+    assert found.containers[0].exit_code == 137
+    assert [event["event"] for event in bench.events] == ["container.exited", "pod.stopped"]
+
+
+async def test_the_vm_dies(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    bench.vm.die("QEMU was killed by signal 9")
+    record = await bench.until_exited()
+    assert (record.exit_code, record.reason) == (255, "Error")
+    assert "signal 9" in record.message
+    await bench.pod.stop()
+    await bench.pod._over("later", 0)
+    assert "signal 9" in bench.pod.reason
+    with pytest.raises(FailedPrecondition):
+        await bench.pod.exec_sync(ID, {}, 1)
+    await bench.pod.remove_container(ID)
+
+
+async def test_exec_returns_output_and_code(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    agent = bench.vm.agent
+
+    def exec_(params: dict[str, Any]) -> dict[str, Any]:
+        out, err = agent.streams[-2:]
+        out.feed(b"out", b"put", b"")
+        err.feed(b"oops", b"")
+        agent.emit(event="process.exit", exec="e1", exit_code=7)
+        return {"exec": "e1", "pid": 5}
+
+    agent.answers["process.exec"] = exec_
+    answer = await bench.pod.exec_sync(ID, {"args": ["x"]}, 5)
+    assert answer.result == {"exit_code": 7, "stdout_bytes": 6}
+    assert answer.body == b"outputoops"
+
+
+async def test_exec_that_takes_too_long_is_killed(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    agent = bench.vm.agent
+    agent.answers["process.exec"] = {"exec": "e1", "pid": 5}
+
+    def kill(params: dict[str, Any]) -> dict[str, Any]:
+        assert params == {"exec": "e1", "signal": 9, "group": True}
+        agent.emit(event="process.exit", exec="e1", exit_code=137)
+        return {}
+
+    agent.answers["process.kill"] = kill
+    with pytest.raises(DeadlineExceeded, match="timed out after"):
+        await bench.pod.exec_sync(ID, {"args": ["x"]}, 0.05)
+    assert agent.asked("process.kill")
+
+
+async def test_exec_does_not_wait_for_a_child_that_holds_the_output(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "DRAIN_TIMEOUT", 0.05)
+    await bench.bind()
+    await bench.run()
+    agent = bench.vm.agent
+
+    def exec_(params: dict[str, Any]) -> dict[str, Any]:
+        agent.streams[-2].feed(b"said")
+        agent.emit(event="process.exit", exec="e1", exit_code=0)
+        return {"exec": "e1", "pid": 5}
+
+    agent.answers["process.exec"] = exec_
+    assert (await bench.pod.exec_sync(ID, {"args": ["x"]}, 0)).body == b"said"
+    assert agent.streams[-2].was_reset
+
+
+async def test_exec_output_is_capped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "EXEC_CAP", 10)
+    await bench.bind()
+    await bench.run()
+    agent = bench.vm.agent
+
+    def exec_(params: dict[str, Any]) -> dict[str, Any]:
+        agent.streams[-2].feed(b"123456", b"789012", b"3", b"")
+        agent.streams[-1].feed(b"")
+        agent.emit(event="process.exit", exec="e1", exit_code=0)
+        return {"exec": "e1", "pid": 5}
+
+    agent.answers["process.exec"] = exec_
+    assert (await bench.pod.exec_sync(ID, {"args": ["x"]}, 5)).body == b"1234567890"
+
+
+async def test_an_exec_needs_a_running_container(bench: Bench) -> None:
+    await bench.bind()
+    await bench.create()
+    with pytest.raises(ThawError, match="created, not running"):
+        await bench.pod.exec_sync(ID, {}, 1)
