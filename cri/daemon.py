@@ -26,6 +26,7 @@ from hostlib.tasks import SingleFlight, Tasks, in_thread
 from images.model import Image
 from images.service import Images
 from shim import records
+from shim.protocol import Closed
 from shim.records import ContainerRecord, ShimConfig
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,14 @@ class Daemon:
 
     async def spawn(self, shape: str) -> Vm:
         """A VM that waits, paused, with its links. When it fails nothing of it is left."""
+        try:
+            return await self._spawn(shape)
+        except Closed as error:
+            # The zygote, or the shim, died under the call; a new zygote serves a second one.
+            log.warning("a microVM was lost as it was made, and is made again: %s", error)
+            return await self._spawn(shape)
+
+    async def _spawn(self, shape: str) -> Vm:
         snapshot = await self.snapshots.ensure(shape)
         vm_id = ids.new_vm_id()
         vm = Vm(

@@ -85,6 +85,7 @@ async def serve(config: Config) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         daemon = await _build(config, stack)
         found = await recover.recover(daemon)
+        stack.push_async_callback(recover.end_spare, daemon, found.spare)
         await _hold_images(daemon)
         server = Server(daemon, config.socket_path)
         await server.start()

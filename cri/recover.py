@@ -77,10 +77,17 @@ async def recover(daemon: Daemon) -> Recovered:
 async def return_to_pool(daemon: Daemon, spare: list[Vm]) -> None:
     """Once the base snapshot is known: VMs of that key wait again, others end."""
     current = daemon.snapshots.ready(daemon.config.guest.default_shape)
-    for vm in spare:
+    while spare:
+        vm = spare.pop()
         fits = current is not None and vm.key == current.key
         if not (fits and daemon.pool.adopt(vm)):
             await daemon.kill(vm)
+
+
+async def end_spare(daemon: Daemon, spare: list[Vm]) -> None:
+    """The daemon ends before `return_to_pool` came to them: VMs that no pod needs end with it."""
+    await asyncio.gather(*(daemon.kill(vm) for vm in spare), return_exceptions=True)
+    spare.clear()
 
 
 def _folders(vms: Path) -> list[Path]:
