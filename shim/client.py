@@ -18,7 +18,7 @@ from hostlib.errors import DeadlineExceeded, Internal, ThawError, Unavailable
 from hostlib.process import ENVIRONMENT
 from hostlib.tasks import Tasks
 from shim import protocol, records
-from shim.protocol import VERSIONS, Closed, Connection, Wire
+from shim.protocol import VERSIONS, Closed, Connection, NotSent, Wire
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ HELLO_TIMEOUT: Final = 10.0
 _RESTART_DELAY: Final = 0.2
 _RESTART_DELAY_MAX: Final = 10.0
 _END_TIMEOUT: Final = 5.0
+_RETRY_DELAY: Final = 0.05
 
 EventHandler = Callable[[Wire], None]
 
@@ -121,7 +122,7 @@ class ShimClient:
         `DeadlineExceeded`. A caller that gives up leaves the request running at the peer.
         """
         if self.closed.done():
-            raise Closed("the connection to the shim is closed")
+            raise NotSent("the connection to the shim is closed")
         number = self._next
         self._next += 1
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -308,11 +309,15 @@ class ZygoteClient:
         """Call the zygote, waiting for it where it is just being started."""
         try:
             async with asyncio.timeout(timeout):
-                await self._started.wait()
-                client = self._client
-                if client is None:
-                    raise Unavailable("the zygote is down")
-                return await client.call(method, params, fds)
+                while True:
+                    await self._started.wait()
+                    try:
+                        if self._client is not None:
+                            return await self._client.call(method, params, fds)
+                    except NotSent:
+                        # Dead, and not yet known to be.
+                        log.info("%s waits for the next zygote", method)
+                    await asyncio.sleep(_RETRY_DELAY)
         except TimeoutError as error:
             raise DeadlineExceeded(f"the zygote did not carry out {method}") from error
 

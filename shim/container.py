@@ -267,7 +267,8 @@ class Container:
     async def remove(self, *, alive: bool) -> None:
         """End the container and give back all it holds; `alive` says whether the VM is."""
         if self.record.state == "running" and alive:
-            await self.stop(int(signal.SIGKILL), 0)
+            # What does not die of this is deleted by force below.
+            await self._attempt(self.stop(int(signal.SIGKILL), 0))
         async with self._lock:
             await failpoint.hit("container.remove")
             await self._discard(alive=alive)

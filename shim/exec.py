@@ -31,8 +31,10 @@ class Execs:
         code = code if isinstance(code, int) and 0 <= code <= 255 else 255
         future = self._waiting.get(name)
         if future is None:
-            if len(self._early) < MAX_UNCLAIMED:
-                self._early[name] = code
+            # The oldest goes: it belongs to an exec that was given up.
+            self._early[name] = code
+            if len(self._early) > MAX_UNCLAIMED:
+                del self._early[next(iter(self._early))]
         elif not future.done():
             future.set_result(code)
 

@@ -43,6 +43,10 @@ class Closed(Unavailable):
     """The connection is over."""
 
 
+class NotSent(Closed):
+    """The connection was over before anything of the message was sent: it can be sent again."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One message. Whoever takes it owns its descriptors; `close` drops them."""
@@ -205,7 +209,7 @@ class Connection:
         data = encode(header, body, len(fds))
         async with self._send_lock:
             if self._closed:
-                raise Closed("connection closed")
+                raise NotSent("connection closed")
             begun = False
             try:
                 for part in (data, body):
@@ -220,7 +224,8 @@ class Connection:
                         view = view[sent:]
             except OSError as error:
                 self.close()
-                raise Closed(f"connection closed: {error.strerror}") from error
+                kind = Closed if begun else NotSent
+                raise kind(f"connection closed: {error.strerror}") from error
             except asyncio.CancelledError:
                 if begun:
                     self.close()

@@ -77,11 +77,19 @@ class FakeVM:
     def __init__(self) -> None:
         self.agent = FakeAgent()
         self.agent.answers["restore"] = confirm_all
+        self.agent.answers["container.kill"] = self._kill_container
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.pid = 2**22 + 1
         self.slots: dict[int, Path | int] = {}
         self.running = False
         self.attach_error: ThawError | None = None
+
+    def _kill_container(self, params: dict[str, Any]) -> dict[str, Any]:
+        if params["signal"] == 9:
+            for stream in self.agent.streams:
+                stream.feed(b"")
+            self.agent.emit(event="container.exit", id=params["id"], exit_code=137)
+        return {}
 
     async def resume(self) -> None:
         self.running = True
