@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import itertools
 import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +94,6 @@ class Puller:
         self._threads = ThreadPoolExecutor(limits.parallel_layers, "convert")
         self._flights: SingleFlight[None] = SingleFlight()
         self._watchers: dict[str, list[Callable[[int], None]]] = {}
-        self._serial = itertools.count()
         self._running: set[asyncio.Task[None]] = set()
         self.presence = asyncio.Lock()
         """Held while layers are found present, and while others are removed."""
@@ -211,7 +210,7 @@ class Puller:
                 return
             plan: Plan | None = None
             for _ in range(2):
-                temporary = self._store.ingest / f"{diff_id[7:]}-{next(self._serial)}"
+                temporary = self._store.ingest / f"{diff_id[7:]}-{secrets.token_hex(4)}"
                 try:
                     await self._stream(registry, descriptor, diff_id, temporary, promised, plan)
                     await failpoint.hit("pull.commit")

@@ -88,11 +88,14 @@ def _rewrite(
 
 async def _sqfstar(source: int, target: Path) -> process.Result:
     try:
+        # Bound to this process's life: what outlives a crash would write into the swept folder.
+        keeper = process.find("setpriv", package="util-linux")
         program = process.find("sqfstar", package="squashfs-tools")
     except BaseException:
         os.close(source)
         raise
-    return await process.run(program, *_ARGV, str(target), stdin=source, timeout=None, check=False)
+    argv = (keeper, "--pdeathsig", "KILL", program, *_ARGV, str(target))
+    return await process.run(*argv, stdin=source, timeout=None, check=False)
 
 
 def _failure(result: process.Result, target: Path) -> ThawError:
