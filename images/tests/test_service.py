@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from hostlib import errors, failpoint
+from hostlib import errors, failpoint, process
 from images.manifest import architecture
 from images.service import Auth, Image, Images, Limits, Progress
 from images.tests.build import OCI_INDEX, Entry, folder, image, index, tar
@@ -260,3 +261,19 @@ async def test_credentials_that_are_no_base64(images: Images, registry: FakeRegi
 
 def test_the_tools_are_here() -> None:
     assert shutil.which("sqfstar") and shutil.which("unsquashfs")
+
+
+async def test_a_disk_that_is_really_full(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.add(image(tar(Entry("a", random.Random(1).randbytes(6_000_000)))))
+    root = tmp_path / "small"
+    root.mkdir()
+    await process.run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root))
+    try:
+        service = Images(root, registry_config=None, limits=Limits())
+        await service.open()
+        with pytest.raises(errors.ResourceExhausted, match="no space left"):
+            await service.pull(f"{registry.host}/a")
+        assert leftovers(root) == []
+        await service.close()
+    finally:
+        await process.run("umount", str(root))
