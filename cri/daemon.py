@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cri import processes
+from google.protobuf import json_format
+
+from cri import processes, shapes
+from cri.api import v1_pb2 as v1
+from cri.cgroups import Cgroups, limits
 from cri.config import Config
 from cri.index import Container, Index, Names, Pod
 from cri.network.api import TAP, PodIdentity, PodNetwork
@@ -52,6 +56,7 @@ class Daemon:
     """VM ids of the pods in the index, and the pods' ids."""
 
     def __post_init__(self) -> None:
+        self.cgroups = Cgroups(self.config.instance)
         pool = self.config.pool
         self.pool = Pool(
             self.config.guest.default_shape,
@@ -89,6 +94,7 @@ class Daemon:
             netns=str(self.netns_folder / vm_id),
             rehearse=self.config.vm.rehearse,
             slots=self.config.vm.slots,
+            cgroup=self.cgroups.pool,
         )
 
     async def spawn(self, shape: str) -> Vm:
@@ -161,8 +167,15 @@ class Daemon:
             await processes.ensure_dead(vm.shim_pid, vm.shim_start_time, grace=2.0)
 
     async def clean(self, vm: Vm) -> None:
-        """Remove what a VM that is dead leaves: namespace, scratch disk, folder. Idempotent."""
-        await in_thread(remove_leftovers, vm.folder, vm.netns, self.scratch_folder, vm.id)
+        """Remove what a VM that is dead leaves: cgroup, namespace, scratch disk, folder.
+        Idempotent."""
+
+        def work() -> None:
+            # The folder goes last: its records say where the rest is.
+            self.cgroups.remove(vm.id, vm.cgroup)
+            remove_leftovers(vm.folder, vm.netns, self.scratch_folder, vm.id)
+
+        await in_thread(work)
 
     # --- pods
 
@@ -207,6 +220,17 @@ class Daemon:
 
         with contextlib.suppress(OSError):
             await in_thread(write)
+
+    def limit(self, pod: Pod) -> None:
+        """Set the host's limits on a bound VM, in the background."""
+        snapshot = self.snapshots.ready(pod.vm.shape)
+        emulated = snapshot is None or snapshot.accelerator != "kvm"
+        config = json_format.ParseDict(
+            pod.record.config, v1.PodSandboxConfig(), ignore_unknown_fields=True
+        )
+        found = limits(*shapes.wanted(config), emulated=emulated)
+        work = in_thread(self.cgroups.limit, pod.vm.cgroup, found)
+        self.tasks.start(work, f"limit pod {pod.id}")
 
     def forget(self, pod: Pod) -> None:
         self.index.forget_pod(pod.id)

@@ -26,6 +26,7 @@ from cri.vms import Vm
 from hostlib import failpoint
 from hostlib import log as logs
 from hostlib.errors import NotFound, ThawError
+from hostlib.tasks import in_thread
 from images.service import Images
 from shim.client import ZygoteClient
 
@@ -134,6 +135,8 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
     shims = Shims(config, zygote)
     daemon = Daemon(config, images, network, shims, Snapshots(config.state, shims))
     shims.on_event = daemon.handle_event
+    await in_thread(daemon.cgroups.open)
+    stack.push_async_callback(in_thread, daemon.cgroups.close)
     stack.push_async_callback(daemon.close)
     return daemon
 

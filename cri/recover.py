@@ -8,8 +8,8 @@ start, nor the others.
   is asked again in the background, then ended;
 * bound to a pod, dead: its records say what was; the pod is NOTREADY, its containers have exited;
 * unbound, alive, paused, of the current snapshot: back to the pool, once that snapshot is known;
-* everything else is killed and removed, and so is every namespace, scratch disk and address that
-  belongs to no VM.
+* everything else is killed and removed, and so is every namespace, scratch disk, address and
+  cgroup of this instance that belongs to no VM.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ async def recover(daemon: Daemon) -> Recovered:
     await daemon.network.reconcile(live)
     known = {pod.vm.id for pod in daemon.index.pods} | set(live)
     found.cleared += await in_thread(sweep, daemon, known)
+    await in_thread(daemon.cgroups.sweep, known)
     log.info(
         "recovered %d pods (%d lost), %d waiting VMs; cleared %d leftovers",
         found.pods,
@@ -128,6 +129,8 @@ def _vm(daemon: Daemon, on_disk: VMFolder) -> Vm:
     if record is not None:
         vm.shape, vm.key = shape_text(record.shape), record.snapshot_key
         vm.shim_pid, vm.shim_start_time = record.shim_pid, record.shim_start_time
+    if on_disk.pod is not None:
+        vm.cgroup = daemon.cgroups.path(vm.id, on_disk.pod.cgroup_parent)
     return vm
 
 
@@ -152,6 +155,7 @@ def _adopt(daemon: Daemon, vm: Vm, described: Wire) -> None:
     for each in described.get("containers", ()):
         daemon.index.containers.add(Container(records.from_dict(ContainerRecord, each)))
     daemon.add_pod(pod)
+    daemon.limit(pod)
 
 
 async def _offer_ram(daemon: Daemon, vm: Vm) -> None:

@@ -88,3 +88,5 @@ class Vm:
     shim: Shim | None
     shim_pid: int = 0
     shim_start_time: int = 0
+    cgroup: str = ""
+    """Of the pod that it is bound to."""

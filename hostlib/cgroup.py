@@ -73,7 +73,7 @@ def detect(root: Path = ROOT) -> Hierarchy:
         return Hierarchy(2, {"unified": root})
     mounts = {name: root / name for name in CONTROLLERS if (root / name / "tasks").is_file()}
     for name in CONTROLLERS:
-        if name not in mounts:
+        if mounts and name not in mounts:
             _warn(f"this host has no {name} cgroup controller: its limits are not applied")
     # Freezer and the like carry no limits; a tree is needed all the same to find and kill members.
     return Hierarchy(1, mounts)

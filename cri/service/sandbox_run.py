@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from cri import identity, oci_spec, shapes
+from cri import cgroups, identity, oci_spec, shapes
 from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
@@ -71,6 +71,7 @@ def check(daemon: Daemon, request: v1.RunPodSandboxRequest) -> Plan:
             hint='the handlers are "thaw" and ""',
         )
     oci_spec.check_sandbox(config)
+    cgroups.parent_path(config.linux.cgroup_parent)
     if config.log_directory and not os.path.isabs(config.log_directory):
         raise InvalidArgument(f"log directory {config.log_directory!r} is not absolute")
     guest = daemon.config.guest
@@ -140,7 +141,9 @@ async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, tra
         network["sysctls"] = {**network.get("sysctls", {}), **sysctls}
     who = identity.identity(plan.hostname, attachment.ips, resolv)
     begun = trace.elapsed()
-    answer = await daemon.shim_of(pod).bind(pod.record, network, who, None)
+    pod.vm.cgroup = daemon.cgroups.path(pod.vm.id, pod.record.cgroup_parent)
+    answer = await daemon.shim_of(pod).bind(pod.record, network, who, pod.vm.cgroup or None)
+    daemon.limit(pod)
     timings = answer.get("timings")
     for step, took in (timings if isinstance(timings, dict) else {}).items():
         if step == "guest":

@@ -1,0 +1,150 @@
+"""The control groups of this daemon's VMs: where each is, what it is limited to, when it goes.
+
+A pod's VM (QEMU and shim) is in ``<cgroup_parent>/thaw-<vm id>``, or in
+``/thaw-<instance>/thaw-<vm id>`` where the request names no parent; VMs that wait are in
+``/thaw-<instance>/pool``. The shim makes the group and enters it, beside the restore; the daemon
+sets the limits and removes the group. Memory that a VM took before it was bound stays charged to
+the pool's group. All methods are blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Container
+from pathlib import Path
+from typing import Final
+
+from hostlib import cgroup, ids
+from hostlib.cgroup import Limits
+from hostlib.errors import InvalidArgument, ThawError
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 2**20
+
+WORKER_MIB: Final = 256
+"""Memory that a pod's group gets beyond what its pod asks for: guest kernel, agent, page tables,
+QEMU and shim."""
+
+TCG_MIB: Final = 1024
+"""What the group of an emulated VM gets besides: the most that QEMU's translated code takes."""
+
+WORKER_CPUS: Final = 0.5
+"""Processors that a pod's group gets beyond what its pod asks for: shim, QEMU's own threads, the
+guest's kernel. The containers' own quota is kept by the guest."""
+
+_PREFIX: Final = "thaw-"
+
+
+def limits(cpus: float, mib: int, *, emulated: bool) -> Limits:
+    """The limits of a pod that asks for `cpus` and `mib` (`cri.shapes.wanted`); 0 is no limit."""
+    worker = WORKER_MIB + (TCG_MIB if emulated else 0)
+    return Limits(
+        memory=(mib + worker) * MIB if mib else None,
+        cpus=cpus + WORKER_CPUS if cpus else None,
+    )
+
+
+def parent_path(parent: str) -> str:
+    """The path that a request's `cgroup_parent` names, in either of the kubelet's two forms:
+    a path, or a systemd slice (``a-b.slice`` is ``/a.slice/a-b.slice``, systemd.slice(5)).
+
+    Raises `InvalidArgument` for one that leaves the tree.
+    """
+    if not parent.endswith(".slice") or "/" in parent:
+        return cgroup.normalise(parent)
+    parts = parent.removesuffix(".slice").split("-")
+    if not all(parts):
+        raise InvalidArgument(
+            f"cgroup parent {parent!r} is no slice", hint="see systemd.slice(5) for the form"
+        )
+    slices = ("-".join(parts[: count + 1]) for count in range(len(parts)))
+    return cgroup.normalise("/".join(f"{each}.slice" for each in slices))
+
+
+class Cgroups:
+    """Off until `open` finds that groups can be made; then off means that paths are empty."""
+
+    def __init__(self, instance: str, root: Path = cgroup.ROOT) -> None:
+        self._own = f"/{_PREFIX}{instance}"
+        self._root = root
+        self._on = False
+
+    def open(self) -> None:
+        """Make the pool's group. Where that fails, VMs stay in the daemon's own: one warning."""
+        tree = cgroup.detect(self._root)
+        try:
+            if not tree.mounts:
+                raise FileNotFoundError("no controller is mounted")
+            cgroup.create(f"{self._own}/pool", tree)
+        except (OSError, ThawError) as error:
+            log.warning("pods get no cgroups of their own, hence no limits on the host: %s", error)
+            for path in (f"{self._own}/pool", self._own):
+                with contextlib.suppress(OSError):
+                    cgroup.remove(path, tree)
+        else:
+            self._on = True
+
+    @property
+    def pool(self) -> str:
+        """Where a VM waits; "" where groups are off."""
+        return f"{self._own}/pool" if self._on else ""
+
+    def path(self, vm_id: str, parent: str) -> str:
+        """Where the VM of a pod belongs; "" where groups are off. Raises `InvalidArgument`."""
+        above = parent_path(parent) if parent else self._own
+        return f"{above.rstrip('/')}/{_PREFIX}{vm_id}" if self._on else ""
+
+    def limit(self, path: str, found: Limits) -> None:
+        """Limit the group; what the host cannot limit is logged once."""
+        if path and found != Limits():
+            cgroup.limit(path, found, cgroup.detect(self._root))
+
+    def remove(self, vm_id: str, path: str = "") -> None:
+        """Remove the group of a dead VM: `path`, or where it is by default. What is still in it
+        is killed. Idempotent; never fails."""
+        if not self._on:
+            return
+        tree = cgroup.detect(self._root)
+        for each in {path or self.path(vm_id, ""), self.path(vm_id, "")}:
+            try:
+                cgroup.kill(each, tree)
+                if not cgroup.remove(each, tree):
+                    log.warning("cgroup %s is not empty and stays", each)
+            except (OSError, ThawError) as error:
+                log.warning("cgroup %s is not removed: %s", each, error)
+
+    def sweep(self, known: Container[str]) -> int:
+        """Remove the groups of this instance whose VM is not among `known`; how many."""
+        found = {
+            name.removeprefix(_PREFIX)
+            for folder in self._folders()
+            for name in _children(folder)
+            if name.startswith(_PREFIX)
+        }
+        strangers = [vm for vm in found if ids.is_vm_id(vm) and vm not in known]
+        for vm_id in strangers:
+            self.remove(vm_id)
+        return len(strangers)
+
+    def close(self) -> None:
+        """Remove the pool's group, and the instance's own unless pods are in it."""
+        if not self._on:
+            return
+        tree = cgroup.detect(self._root)
+        cgroup.remove(f"{self._own}/pool", tree)
+        if not any(_children(folder) for folder in self._folders()):
+            cgroup.remove(self._own, tree)
+
+    def _folders(self) -> list[Path]:
+        if not self._on:
+            return []
+        return list(cgroup.detect(self._root).folders(self._own).values())
+
+
+def _children(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    except OSError:
+        return []

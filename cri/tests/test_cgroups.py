@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from cri.cgroups import MIB, TCG_MIB, WORKER_CPUS, WORKER_MIB, Cgroups, limits, parent_path
+from cri.tests.fakes import World, make_world
+from hostlib import ids
+from hostlib.cgroup import Limits
+from hostlib.errors import InvalidArgument
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Trees of version 1, as plain folders."""
+    for name in ("memory", "cpu", "pids"):
+        (tmp_path / "cg" / name).mkdir(parents=True)
+        (tmp_path / "cg" / name / "tasks").touch()
+    return tmp_path / "cg"
+
+
+@pytest.fixture
+def groups(root: Path) -> Cgroups:
+    made = Cgroups("abc123", root)
+    made.open()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("parent", "path"),
+    [
+        ("/kubepods/burstable/pod1", "/kubepods/burstable/pod1"),
+        ("kubepods/pod1/", "/kubepods/pod1"),
+        ("a-b-c.slice", "/a.slice/a-b.slice/a-b-c.slice"),
+        ("/a.slice/a-b.slice", "/a.slice/a-b.slice"),
+    ],
+)
+def test_both_forms_of_a_parent(parent: str, path: str) -> None:
+    assert parent_path(parent) == path
+
+
+@pytest.mark.parametrize("parent", ["../x", "/a/../../b", "a--b.slice", "-a.slice", ".slice"])
+def test_parents_that_are_refused(parent: str) -> None:
+    with pytest.raises(InvalidArgument):
+        parent_path(parent)
+
+
+def test_limits_are_what_the_pod_asks_for_and_the_workers() -> None:
+    assert limits(0, 0, emulated=True) == Limits()
+    assert limits(2, 128, emulated=False) == Limits((128 + WORKER_MIB) * MIB, 2 + WORKER_CPUS)
+    assert limits(0, 128, emulated=True).memory == (128 + WORKER_MIB + TCG_MIB) * MIB
+
+
+def test_paths_and_limits(groups: Cgroups, root: Path) -> None:
+    assert groups.pool == "/thaw-abc123/pool"
+    assert groups.path("k3v9k3v9", "") == "/thaw-abc123/thaw-k3v9k3v9"
+    path = groups.path("k3v9k3v9", "/kubepods/pod1")
+    assert path == "/kubepods/pod1/thaw-k3v9k3v9"
+    (root / "memory" / path[1:]).mkdir(parents=True)
+    groups.limit(path, Limits(memory=4096))
+    assert (root / "memory" / path[1:] / "memory.limit_in_bytes").read_text() == "4096"
+
+
+def test_a_removed_group_leaves_its_parent(groups: Cgroups, root: Path) -> None:
+    vm_id = ids.new_vm_id()
+    path = groups.path(vm_id, "/kubepods/pod1")
+    for tree in ("memory", "cpu", "pids"):
+        (root / tree / path[1:]).mkdir(parents=True)
+    groups.remove(vm_id, path)
+    groups.remove(vm_id, path)
+    assert not list(root.glob(f"**/*{vm_id}"))
+    assert (root / "memory/kubepods/pod1").is_dir()
+
+
+def test_the_sweep_takes_what_no_vm_owns(groups: Cgroups, root: Path) -> None:
+    known, stranger = ids.new_vm_id(), ids.new_vm_id()
+    for vm_id in (known, stranger):
+        (root / "memory/thaw-abc123" / f"thaw-{vm_id}").mkdir()
+    (root / "memory/thaw-abc123/other").mkdir()
+    (root / "memory/thaw-other1" / f"thaw-{stranger}").mkdir(parents=True)
+    assert groups.sweep({known}) == 1
+    left = {path.name for path in (root / "memory/thaw-abc123").iterdir()}
+    assert left == {"pool", "other", f"thaw-{known}"}
+    assert (root / "memory/thaw-other1" / f"thaw-{stranger}").is_dir()
+
+
+def test_the_instances_group_goes_with_the_last_pod(groups: Cgroups, root: Path) -> None:
+    pod = root / "cpu/thaw-abc123/thaw-k3v9k3v9"
+    pod.mkdir()
+    groups.close()
+    assert pod.is_dir()
+    pod.rmdir()
+    groups.close()
+    assert not list(root.glob("*/thaw-abc123"))
+
+
+def test_without_a_tree_there_are_no_groups(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = Cgroups("abc123", tmp_path)
+    with caplog.at_level(logging.WARNING, "cri.cgroups"):
+        groups.open()
+    assert len(caplog.records) == 1
+    assert groups.pool == groups.path("k3v9k3v9", "/kubepods") == ""
+    groups.limit("", Limits(memory=1))
+    groups.remove("k3v9k3v9")
+    assert groups.sweep(set()) == 0
+    groups.close()
+
+
+def test_a_tree_that_cannot_be_written(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Root may write anywhere; a file in the folder's place refuses it as well.
+    (root / "memory/thaw-abc123").touch()
+    groups = Cgroups("abc123", root)
+    with caplog.at_level(logging.WARNING, "cri.cgroups"):
+        groups.open()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert groups.pool == ""
+
+
+@pytest.fixture
+def world(tmp_path: Path, groups: Cgroups) -> World:
+    made = make_world(tmp_path)
+    made.daemon.cgroups = groups
+    return made
+
+
+async def test_a_dead_vm_leaves_no_group(world: World, root: Path) -> None:
+    daemon = world.daemon
+    await daemon.snapshots.ensure("2x2048")
+    vm = await daemon.spawn("2x2048")
+    vm.cgroup = daemon.cgroups.path(vm.id, "/kubepods/pod1")
+    folder = root / "memory" / vm.cgroup[1:]
+    folder.mkdir(parents=True)
+    await daemon.kill(vm)
+    assert not folder.exists()
+    assert not vm.folder.exists()
+    await daemon.close()
