@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
 import shutil
 import tempfile
@@ -20,7 +22,12 @@ from e2e.harness.registry import Registry
 
 EVIDENCE = PROJECT / "e2e" / "evidence"
 _OUTCOME = pytest.StashKey[dict[str, bool]]()
-_subnets = iter(range(60, 250))
+_numbers = itertools.count(1)
+
+
+def subnet() -> str:
+    """A subnet that most likely nobody else here uses, not even another run of these tests."""
+    return f"10.{random.randrange(60, 250)}.{random.randrange(256)}.0/24"
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -72,7 +79,7 @@ def registry(workspace: Path, built: dict[str, oci.Image]) -> Iterator[Registry]
 
 @pytest.fixture(scope="session")
 def _shared(workspace: Path, registry: Registry) -> Iterator[Daemon]:
-    running = Daemon(workspace / "shared", registry, subnet="10.59.0.0/16")
+    running = Daemon(workspace / "shared", registry, subnet=subnet())
     try:
         running.start()
         for image in (SHELL, NGINX, WEBAPP):
@@ -108,13 +115,13 @@ def make_daemon(
         root: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Daemon:
-        number = next(_subnets)
+        number = next(_numbers)
         daemon = Daemon(
             workspace / f"d{number}",
             registry,
             settings=settings,
             root=root,
-            subnet=f"10.{number}.0.0/16",
+            subnet=subnet(),
             environment=environment,
         )
         made.append(daemon)
