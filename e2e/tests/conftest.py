@@ -117,7 +117,7 @@ def make_daemon(
     ) -> Daemon:
         number = next(_numbers)
         daemon = Daemon(
-            workspace / f"d{number}",
+            workspace / f"d{number:03}",
             registry,
             settings=settings,
             root=root,
