@@ -21,6 +21,7 @@ from hostlib.errors import (
 )
 from hostlib.tasks import in_thread
 from vmm import accel as accelerators
+from vmm import channel as channels
 from vmm import ram, snapshot, sparse
 from vmm.accel import Accelerator
 from vmm.guest import GuestImage, file_sha256
@@ -64,12 +65,20 @@ async def settle(vm: MicroVM) -> bool:
 
 
 async def _boot(
-    guest: GuestImage, shape: MachineShape, accel: Accelerator, qemu: str, share: Path, memory: int
+    guest: GuestImage, inputs: Inputs, accel: Accelerator, qemu: str, share: Path, memory: int
 ) -> MicroVM:
     """A booted VM whose agent answers. Raises `DeadlineExceeded` or `VmDied`, with the console."""
     proving = accel.name != "tcg" and not accel.forced
     timeout = accelerators.PROOF_TIMEOUT if proving else BOOT_TIMEOUT
-    vm = await MicroVM.boot(guest, shape, accel=accel, qemu=qemu, share=share, ram_fd=memory)
+    vm = await MicroVM.boot(
+        guest,
+        inputs.shape,
+        accel=accel,
+        qemu=qemu,
+        share=share,
+        ram_fd=memory,
+        channel=inputs.channel,
+    )
     try:
         await vm.connect(timeout=timeout)
         await vm.agent.request("ping")
@@ -107,7 +116,7 @@ async def _capture(
     memory = ram.create("thaw-bake")
     try:
         progress("booting the guest", 0.05)
-        vm = await _boot(guest, inputs.shape, accel, qemu, share, memory)
+        vm = await _boot(guest, inputs, accel, qemu, share, memory)
         try:
             progress("waiting for the guest to idle", 0.5)
             if not await settle(vm):
@@ -144,8 +153,9 @@ async def _bake_with(
     accel: Accelerator,
     qemu: str,
     progress: Progress,
+    channel: str,
 ) -> Snapshot:
-    inputs = Inputs.of(await identify(qemu), accel.name, shape, guest)
+    inputs = Inputs.of(await identify(qemu), accel.name, shape, guest, channel)
     folder = snapshots / inputs.key
     try:
         found = await snapshot.load(folder, inputs)
@@ -190,14 +200,15 @@ async def bake(
     inputs. Raises `ResourceExhausted` when the disk is full, `FailedPrecondition` for a missing or
     old QEMU, `DeadlineExceeded`, `VmDied`. Nothing but a whole snapshot is ever published.
     """
+    channel = channels.choose()
     try:
-        done = await _bake_with(guest, shape, snapshots, accel, qemu, progress)
+        done = await _bake_with(guest, shape, snapshots, accel, qemu, progress, channel)
     except (DeadlineExceeded, VmDied) as error:
         if accel.name == "tcg":
             raise
         slower = accelerators.disproved(accel, error.message)
         log.warning("%s", slower.reason)
-        done = await _bake_with(guest, shape, snapshots, slower, qemu, progress)
+        done = await _bake_with(guest, shape, snapshots, slower, qemu, progress, channel)
     progress("baked", 1.0)
     return done
 

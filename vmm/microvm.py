@@ -8,7 +8,7 @@ import enum
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from hostlib.errors import (
     ThawError,
     Unavailable,
 )
+from vmm import channel as channels
 from vmm import ram, rehearse, tap
 from vmm.accel import Accelerator
 from vmm.agent.client import AgentClient
@@ -57,10 +58,17 @@ class MicroVM:
     descriptors and processes are gone after `kill`.
     """
 
-    def __init__(self, process: Process, qmp_sock: socket.socket, agent_sock: socket.socket):
+    def __init__(
+        self,
+        process: Process,
+        qmp_sock: socket.socket,
+        agent_sock: socket.socket | None,
+        open_agent: channels.Open,
+    ):
         self._process = process
         self._qmp_sock: socket.socket | None = qmp_sock
-        self._agent_sock: socket.socket | None = agent_sock
+        self._agent_sock = agent_sock
+        self._open_agent = open_agent
         self._qmp: Qmp | None = None
         self._agent: AgentClient | None = None
         self._fdsets: dict[int, int] = {}
@@ -83,14 +91,28 @@ class MicroVM:
         console_limit: int,
         cgroup_procs: Sequence[Path],
         prepare: Callable[[], None] | None,
+        channel: str,
         boot: argv.KernelBoot | None = None,
         devices_fd: int | None = None,
     ) -> MicroVM:
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            pairs = [socket.socketpair() for _ in range(3)]
-            for mine, other in pairs:
-                ours.enter_context(mine)
-                theirs.enter_context(other)
+
+            def pair() -> tuple[socket.socket, socket.socket]:
+                mine, other = socket.socketpair()
+                return ours.enter_context(mine), theirs.enter_context(other)
+
+            qmp, console = pair(), pair()
+            serial: socket.socket | None = None
+            agent: argv.SerialAgent | argv.VsockAgent
+            if channel == channels.VSOCK:
+                vhost_fd, cid = channels.claim()
+                theirs.callback(os.close, vhost_fd)
+                agent, agent_fd = argv.VsockAgent(vhost_fd, cid), vhost_fd
+                open_agent = channels.dialled(cid)
+            else:
+                serial, other = pair()
+                agent, agent_fd = argv.SerialAgent(other.fileno()), other.fileno()
+                open_agent = channels.connected(serial)
             if tap_fd is None:
                 tap_fd = tap.open_private_tap()
                 theirs.callback(os.close, tap_fd)
@@ -100,30 +122,30 @@ class MicroVM:
                 shape=shape,
                 ram_path=f"/proc/self/fd/{ram_fd}",
                 ram_shared=ram_shared,
-                qmp_fd=pairs[0][1].fileno(),
-                agent_fd=pairs[1][1].fileno(),
-                console_fd=pairs[2][1].fileno(),
+                qmp_fd=qmp[1].fileno(),
+                agent=agent,
+                console_fd=console[1].fileno(),
                 tap_fd=tap_fd,
                 share=str(share),
                 boot=boot,
                 incoming=boot is None,
             )
-            passed = [*(other.fileno() for _, other in pairs), tap_fd, ram_fd]
+            passed = [qmp[1].fileno(), agent_fd, console[1].fileno(), tap_fd, ram_fd]
             if devices_fd is not None:
                 passed.append(devices_fd)
             await failpoint.hit("vm.start")
             process = Process.start(
                 argv.argv(machine),
                 pass_fds=passed,
-                console=pairs[2][0],
+                console=console[0],
                 console_limit=console_limit,
                 cgroup_procs=cgroup_procs,
                 prepare=prepare,
             )
             ours.pop_all()
-        vm = cls(process, pairs[0][0], pairs[1][0])
+        vm = cls(process, qmp[0], serial, open_agent)
         try:
-            sock, vm._qmp_sock = pairs[0][0], None
+            sock, vm._qmp_sock = qmp[0], None
             vm._qmp = await vm._while_alive(Qmp.connect(sock))
         except BaseException:
             await vm.kill()
@@ -171,6 +193,7 @@ class MicroVM:
                 console_limit=console_limit,
                 cgroup_procs=cgroup_procs,
                 prepare=prepare,
+                channel=snapshot.inputs.channel,
                 devices_fd=devices,
             )
             try:
@@ -203,6 +226,7 @@ class MicroVM:
         console_limit: int = 65536,
         cgroup_procs: Sequence[Path] = (),
         prepare: Callable[[], None] | None = None,
+        channel: str = channels.SERIAL,
     ) -> MicroVM:
         """A VM that boots its kernel: what a bake begins with. Running on return.
 
@@ -223,6 +247,7 @@ class MicroVM:
                 console_limit=console_limit,
                 cgroup_procs=cgroup_procs,
                 prepare=prepare,
+                channel=channel,
                 boot=argv.KernelBoot(str(guest.kernel), str(guest.initramfs)),
             )
         finally:
@@ -253,11 +278,11 @@ class MicroVM:
         """
         if self._agent is not None:
             raise FailedPrecondition("the VM's agent is connected already")
-        sock, self._agent_sock = self._agent_sock, None
-        if sock is None or self.state is not State.RUNNING:
-            self._agent_sock = sock
+        if self.state is not State.RUNNING:
             raise FailedPrecondition(f"the VM is {self.state.value}, its agent cannot answer")
         await failpoint.hit("vm.connect")
+        sock = await self._while_alive(self._open_agent(timeout))
+        self._agent_sock = None
         self._agent = await self._while_alive(AgentClient.open(sock, timeout=timeout))
 
     async def resume(self) -> None:
@@ -420,7 +445,7 @@ class MicroVM:
                     raise VmDied(reason.text) from error
             raise
 
-    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _while_alive(self, work: Awaitable[T]) -> T:
         """The result of `work`. Raises `VmDied` when QEMU ends meanwhile."""
         task = asyncio.ensure_future(work)
         try:

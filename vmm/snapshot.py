@@ -20,6 +20,7 @@ from typing import Any, Final
 from hostlib import records
 from hostlib.errors import DataLoss, FailedPrecondition
 from hostlib.tasks import in_thread
+from vmm.channel import SERIAL
 from vmm.guest import GuestImage, file_sha256
 from vmm.qemu.argv import fingerprint
 from vmm.qemu.build import QemuBuild
@@ -45,19 +46,28 @@ class Inputs:
     kernel: str
     initramfs: str
     agent: str
+    channel: str = SERIAL
     format: int = FORMAT
 
     @classmethod
-    def of(cls, qemu: QemuBuild, accel: str, shape: MachineShape, guest: GuestImage) -> Inputs:
+    def of(
+        cls,
+        qemu: QemuBuild,
+        accel: str,
+        shape: MachineShape,
+        guest: GuestImage,
+        channel: str = SERIAL,
+    ) -> Inputs:
         return cls(
             qemu.version,
             qemu.digest,
             accel,
             shape,
-            tuple(fingerprint(accel, shape)),
+            tuple(fingerprint(accel, shape, channel)),
             guest.hashes["vmlinuz"],
             guest.hashes["initramfs.cpio"],
             guest.agent,
+            channel,
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -71,6 +81,7 @@ class Inputs:
             "kernel": self.kernel,
             "initramfs": self.initramfs,
             "agent": self.agent,
+            "channel": self.channel,
             "format": self.format,
         }
 
@@ -85,6 +96,7 @@ class Inputs:
             str(body["kernel"]),
             str(body["initramfs"]),
             str(body["agent"]),
+            str(body["channel"]),
             int(body["format"]),
         )
 
@@ -139,11 +151,12 @@ class Snapshot:
 
     def check_qemu(self, qemu: QemuBuild, accel: str) -> None:
         """Refuse, with `FailedPrecondition`, another QEMU, accelerator or machine than baked."""
+        expected = fingerprint(self.inputs.accel, self.shape, self.inputs.channel)
         wanted = [
             ("QEMU version", self.inputs.qemu_version, qemu.version),
             ("QEMU binary", self.inputs.qemu_digest, qemu.digest),
             ("accelerator", self.inputs.accel, accel),
-            ("machine", list(self.inputs.machine), fingerprint(self.inputs.accel, self.shape)),
+            ("machine", list(self.inputs.machine), expected),
             ("format", self.inputs.format, FORMAT),
         ]
         for name, baked, found in wanted:

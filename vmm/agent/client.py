@@ -109,7 +109,7 @@ class AgentClient:
         client = cls(nonce or secrets.randbits(64) or 1)
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_unix_connection(lambda: client._wire, sock=sock)
+        transport, _ = await loop.create_connection(lambda: client._wire, sock=sock)
         client._transport = transport
         transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)
         try:

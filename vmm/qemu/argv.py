@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vmm.channel import SERIAL, VSOCK
 from vmm.shape import MachineShape
 
 RO_SLOTS: Final = 12
@@ -46,6 +47,21 @@ class KernelBoot:
 
 
 @dataclass(frozen=True)
+class SerialAgent:
+    """The agent's channel is a virtio-serial port, whose host side is this inherited socket."""
+
+    fd: int
+
+
+@dataclass(frozen=True)
+class VsockAgent:
+    """The agent's channel is vsock: an inherited vhost-vsock descriptor that holds `cid`."""
+
+    vhost_fd: int
+    cid: int
+
+
+@dataclass(frozen=True)
 class Machine:
     """One QEMU process. Numbers are descriptors that it inherits."""
 
@@ -56,7 +72,7 @@ class Machine:
     ram_shared: bool
     """True at bake, where the guest's writes go to the file; False maps it copy-on-write."""
     qmp_fd: int
-    agent_fd: int
+    agent: SerialAgent | VsockAgent
     console_fd: int
     tap_fd: int
     share: str
@@ -78,7 +94,30 @@ def _escape(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def _hardware(accel: str, shape: MachineShape) -> list[str]:
+def _agent(channel: str, host: SerialAgent | VsockAgent | None) -> list[str]:
+    """The channel's devices; `host` is what of it the guest does not see."""
+    if channel == VSOCK:
+        # After a restore the device resets its transport and the guest reads its new context id.
+        own = (
+            f",vhostfd={host.vhost_fd},guest-cid={host.cid}" if isinstance(host, VsockAgent) else ""
+        )
+        return ["-device", f"vhost-vsock-pci,id=vsock0{own}"]
+    return [
+        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
+        *("-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}"),
+    ]
+
+
+def kernel_command_line(channel: str) -> str:
+    """What the guest's kernel and agent are told; the agent looks for the channel's name."""
+    return (
+        f"{KERNEL_COMMAND_LINE} thaw.channel={channel}" if channel == VSOCK else KERNEL_COMMAND_LINE
+    )
+
+
+def _hardware(
+    accel: str, shape: MachineShape, channel: str, host: SerialAgent | VsockAgent | None = None
+) -> list[str]:
     """All of the machine that the guest sees, and that must be the same at restore."""
     argv = [
         *("-machine", f"q35,accel={accel},memory-backend=ram0,vmport=off,usb=off,graphics=off"),
@@ -86,8 +125,7 @@ def _hardware(accel: str, shape: MachineShape) -> list[str]:
         *("-smp", str(shape.vcpus)),
         *("-m", f"{shape.memory_mib}M"),
         *("-device", "vmgenid,guid=auto,id=generation"),
-        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
-        *("-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}"),
+        *_agent(channel, host),
         *("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={BAKED_MAC},romfile="),
         *("-device", f"virtio-9p-pci,id=p9,fsdev=share,mount_tag={SHARE_TAG}"),
         *("-device", "virtio-scsi-pci,id=scsi0"),
@@ -110,6 +148,10 @@ def argv(machine: Machine) -> list[str]:
         f"memory-backend-file,id=ram0,size={machine.shape.memory_mib}M,"
         f"mem-path={_escape(machine.ram_path)},share={share}"
     )
+    chardev: list[str] = []
+    channel = VSOCK
+    if isinstance(machine.agent, SerialAgent):
+        chardev, channel = ["-chardev", f"socket,id=agent,fd={machine.agent.fd}"], SERIAL
     line = [
         machine.qemu,
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
@@ -117,25 +159,25 @@ def argv(machine: Machine) -> list[str]:
         *("-object", memory),
         *("-chardev", f"socket,id=qmp,fd={machine.qmp_fd}"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=agent,fd={machine.agent_fd}"),
+        *chardev,
         *("-chardev", f"socket,id=console,fd={machine.console_fd}"),
         *("-serial", "chardev:console"),
         *("-netdev", f"tap,id=net0,fd={machine.tap_fd}"),
         "-fsdev",
         f"local,id=share,path={_escape(machine.share)},security_model=passthrough,multidevs=remap",
-        *_hardware(machine.accel, machine.shape),
+        *_hardware(machine.accel, machine.shape, channel, machine.agent),
     ]
     if machine.boot is not None:
         line += [
             *("-kernel", machine.boot.kernel),
             *("-initrd", machine.boot.initramfs),
-            *("-append", KERNEL_COMMAND_LINE),
+            *("-append", kernel_command_line(channel)),
         ]
     if machine.incoming:
         line += ["-incoming", "defer"]
     return line
 
 
-def fingerprint(accel: str, shape: MachineShape) -> list[str]:
+def fingerprint(accel: str, shape: MachineShape, channel: str = SERIAL) -> list[str]:
     """What of the command line a snapshot depends on."""
-    return [*_hardware(accel, shape), "-append", KERNEL_COMMAND_LINE]
+    return [*_hardware(accel, shape, channel), "-append", kernel_command_line(channel)]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hostlib.errors import DeadlineExceeded, NotFound
+from vmm import channel
 from vmm.agent.client import AgentClient, AgentGone
 from vmm.agent.codec import (
     INITIAL_CREDIT,
@@ -53,9 +54,19 @@ class Peer:
         self.send(Type.HELLO, 0, {"protocol": 1, "agent": "t", "build": "b"})
 
 
-@pytest.fixture
-async def peer_socket() -> AsyncIterator[tuple[Peer, socket.socket]]:
-    ours, theirs = socket.socketpair()
+@pytest.fixture(params=[channel.SERIAL, channel.VSOCK])
+async def peer_socket(
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[tuple[Peer, socket.socket]]:
+    """The guest's end, and the host's as either channel gives it."""
+    mine, theirs = socket.socketpair()
+
+    async def dial() -> socket.socket:
+        return mine
+
+    serial = request.param == channel.SERIAL
+    opened = channel.connected(mine) if serial else channel.dialled(70000, dial)
+    ours = await opened(5)
     reader, writer = await asyncio.open_unix_connection(sock=theirs)
     yield Peer(reader, writer), ours
     writer.transport.abort()

@@ -1,6 +1,7 @@
 import pytest
 
 from hostlib.errors import InvalidArgument, ResourceExhausted
+from vmm.channel import VSOCK
 from vmm.qemu import argv
 from vmm.shape import LADDER, MachineShape, pick
 
@@ -13,7 +14,7 @@ def machine(**changes: object) -> argv.Machine:
         "ram_path": "/proc/self/fd/9",
         "ram_shared": False,
         "qmp_fd": 3,
-        "agent_fd": 4,
+        "agent": argv.SerialAgent(4),
         "console_fd": 5,
         "tap_fd": 6,
         "share": "/srv/a,b",
@@ -52,6 +53,23 @@ def test_the_guest_sees_the_same_machine_at_bake_and_restore() -> None:
         return [pair for pair in pairs if pair[0] not in own]
 
     assert seen(argv.argv(boot)) == seen(argv.argv(machine()))
+
+
+def test_the_channel_is_baked_into_the_machine_its_ends_are_not() -> None:
+    def line(cid: int, incoming: bool) -> list[str]:
+        boot = None if incoming else argv.KernelBoot("/k", "/i")
+        agent = argv.VsockAgent(cid + 1, cid)
+        return argv.argv(machine(agent=agent, boot=boot, incoming=incoming))
+
+    baked = line(70000, False)
+    assert "vhost-vsock-pci,id=vsock0,vhostfd=70001,guest-cid=70000" in baked
+    assert baked[baked.index("-append") + 1].endswith(" thaw.channel=vsock")
+    assert not any("virtserialport" in item or "id=agent" in item for item in baked)
+    assert any(item.startswith("vhost-vsock-pci") for item in line(70002, True))
+    shape = MachineShape(1, 256)
+    vsock = argv.fingerprint("tcg", shape, VSOCK)
+    assert vsock != argv.fingerprint("tcg", shape)
+    assert "vhost-vsock-pci,id=vsock0" in vsock
 
 
 def test_slots() -> None:

@@ -364,6 +364,7 @@ async def test_the_key_holds_every_input(snapshot: Snapshot) -> None:
         dataclasses.replace(inputs, kernel="x"),
         dataclasses.replace(inputs, initramfs="x"),
         dataclasses.replace(inputs, agent="x"),
+        dataclasses.replace(inputs, channel="vsock"),
         dataclasses.replace(inputs, format=inputs.format + 1),
     ]
     assert len(changed) == len(dataclasses.fields(Inputs))
