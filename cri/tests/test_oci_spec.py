@@ -183,6 +183,15 @@ def test_security_that_is_refused(context: dict[str, Any]) -> None:
     assert caught.value.code in ("INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
+@pytest.mark.parametrize("kind", [v1.SecurityProfile.RuntimeDefault, v1.SecurityProfile.Unconfined])
+def test_no_seccomp_filter_is_asked_of_the_guest(kind: Any) -> None:
+    # The agent loads none; docs/architecture.md says what stands in its place.
+    profile = v1.SecurityProfile(profile_type=kind)
+    spec = build(security(seccomp=profile, seccomp_profile_path="runtime/default"))
+    assert "seccomp" not in spec["linux"]
+    assert "apparmorProfile" not in spec["process"]
+
+
 def test_devices_are_refused() -> None:
     with pytest.raises(Unimplemented, match="/dev/fuse"):
         build(v1.ContainerConfig(devices=[v1.Device(host_path="/dev/fuse")]))
