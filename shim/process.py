@@ -42,6 +42,23 @@ IDLE_LIMIT: Final = 60.0
 LOG_BYTES: Final = 1024 * 1024
 _THREADS: Final = 2
 
+REHEARSED_NETWORK: Final[Wire] = {
+    "mac": "52:54:00:00:00:01",
+    "addresses": ["192.0.2.2/24"],
+    "routes": [{"dst": "0.0.0.0/0", "gateway": "192.0.2.1"}],
+}
+REHEARSED_IDENTITY: Final[Wire] = {
+    "hostname": "pooled",
+    "hosts": "127.0.0.1 localhost\n",
+    "resolv_conf": "",
+    "machine_id": "0" * 32,
+    "boot_id": "00000000-0000-0000-0000-000000000000",
+}
+"""What a VM is bound to before its pod is known, so that the guest's code for it is translated.
+
+The tap leads nowhere yet, the addresses are RFC 5737's, and the pod's own replace all of it.
+"""
+
 
 class Shim:
     """One shim: its server, and its pod as soon as the VM stands."""
@@ -180,7 +197,10 @@ class Shim:
     async def _warm(self, vm: MicroVM) -> None:
         await vm.resume()
         await vm.connect()
-        await restore_guest(vm)
+        if self._config.rehearse:
+            await restore_guest(vm, REHEARSED_NETWORK, REHEARSED_IDENTITY)
+        else:
+            await restore_guest(vm)
         await failpoint.hit("birth.scratch")
         await vm.attach(SCRATCH_SLOT, Path(self._record.scratch), read_only=False)
         await vm.agent.request("scratch.mount", {"slot": SCRATCH_SLOT})
