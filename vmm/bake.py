@@ -68,6 +68,11 @@ async def _boot(
     guest: GuestImage, inputs: Inputs, accel: Accelerator, qemu: str, share: Path, memory: int
 ) -> MicroVM:
     """A booted VM whose agent answers. Raises `DeadlineExceeded` or `VmDied`, with the console."""
+    for path in (guest.kernel, guest.initramfs):
+        if not path.is_file():
+            raise FailedPrecondition(
+                f"the guest image has lost {path}", hint="build it again: make guest"
+            )
     proving = accel.name != "tcg" and not accel.forced
     timeout = accelerators.PROOF_TIMEOUT if proving else BOOT_TIMEOUT
     vm = await MicroVM.boot(
@@ -91,7 +96,8 @@ async def _boot(
     return vm
 
 
-def _store_ram(memory: int, target: Path, size: int) -> str:
+def _store(memory: int, target: Path, size: int) -> str:
+    # QEMU writes to memory alone, also the devices: a full disk is met here, as what it is.
     sink = os.open(target, _NEW_FILE, 0o600)
     try:
         digest = sparse.copy(memory, sink, size)
@@ -111,9 +117,9 @@ async def _capture(
     progress: Progress,
 ) -> Snapshot:
     size = inputs.shape.memory_bytes
-    share = staged / "share"
+    share, devices = staged / "share", staged / "devices"
     share.mkdir()
-    memory = ram.create("thaw-bake")
+    memory, state = ram.create("thaw-bake"), ram.create("thaw-bake-devices")
     try:
         progress("booting the guest", 0.05)
         vm = await _boot(guest, inputs, accel, qemu, share, memory)
@@ -126,20 +132,16 @@ async def _capture(
             progress("saving devices", 0.7)
             await vm.pause()
             await failpoint.hit("bake.save")
-            sink = os.open(staged / "devices", _NEW_FILE, 0o600)
-            try:
-                await vm.save_devices(sink)
-                await in_thread(os.fsync, sink)
-            finally:
-                os.close(sink)
+            await vm.save_devices(state)
         finally:
             await vm.kill()
         progress("saving memory", 0.8)
-        digest = await in_thread(_store_ram, memory, staged / "ram", size)
+        digest = await in_thread(_store, memory, staged / "ram", size)
+        await in_thread(_store, state, devices, os.fstat(state).st_size)
     finally:
         os.close(memory)
+        os.close(state)
     share.rmdir()
-    devices = staged / "devices"
     return Snapshot(
         folder, inputs, size, digest, devices.stat().st_size,
         await in_thread(file_sha256, devices),
@@ -158,7 +160,7 @@ async def _bake_with(
     inputs = Inputs.of(await identify(qemu), accel.name, shape, guest, channel)
     folder = snapshots / inputs.key
     try:
-        found = await snapshot.load(folder, inputs)
+        found = await snapshot.load(folder, inputs, whole=True)
     except ThawError as error:
         if folder.exists():
             log.warning("snapshot %s is baked again: %s", inputs.key[:12], error)
@@ -166,8 +168,9 @@ async def _bake_with(
         progress("found", 1.0)
         return found
     await failpoint.hit("bake.begin")
-    staged = snapshot.staging(snapshots, inputs.key)
+    staged: Path | None = None
     try:
+        staged = snapshot.staging(snapshots, inputs.key)
         baked = await _capture(inputs, staged, folder, guest, accel, qemu, progress)
         await failpoint.hit("bake.publish")
         progress("publishing", 0.95)
@@ -180,7 +183,7 @@ async def _bake_with(
             ) from error
         raise
     finally:
-        if staged.exists():
+        if staged is not None and staged.exists():
             await in_thread(shutil.rmtree, staged, True)
 
 

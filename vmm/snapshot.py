@@ -20,6 +20,7 @@ from typing import Any, Final
 from hostlib import records
 from hostlib.errors import DataLoss, FailedPrecondition
 from hostlib.tasks import in_thread
+from vmm import sparse
 from vmm.channel import SERIAL
 from vmm.guest import GuestImage, file_sha256
 from vmm.qemu.argv import fingerprint
@@ -185,7 +186,13 @@ def _parse(folder: Path, body: dict[str, Any]) -> Snapshot:
     return snapshot
 
 
-def _load(folder: Path) -> Snapshot:
+def _check_ram(snapshot: Snapshot) -> None:
+    with open(snapshot.ram, "rb") as source:
+        if sparse.digest(source.fileno(), snapshot.ram_size) != snapshot.ram_digest:
+            raise DataLoss(f"snapshot file {snapshot.ram} is damaged", hint="thaw bake")
+
+
+def _load(folder: Path, whole: bool) -> Snapshot:
     try:
         body = records.read(folder / "snapshot.json", KIND, VERSION)
     except FileNotFoundError as error:
@@ -199,16 +206,19 @@ def _load(folder: Path) -> Snapshot:
             raise DataLoss(f"snapshot file {path} is missing or cut short", hint="thaw bake")
     if file_sha256(snapshot.devices) != snapshot.devices_digest:
         raise DataLoss(f"snapshot file {snapshot.devices} is damaged", hint="thaw bake")
+    if whole:
+        _check_ram(snapshot)
     return snapshot
 
 
-async def load(folder: Path, expected: Inputs | None = None) -> Snapshot:
+async def load(folder: Path, expected: Inputs | None = None, *, whole: bool = False) -> Snapshot:
     """Read and check a snapshot: record, sizes, and the devices' digest.
 
-    The RAM's digest is checked when `vmm.ram.load` reads it anyway. Raises `DataLoss` when it is
+    The RAM's digest is checked here only if the `whole` is asked for: `vmm.ram.load` checks it when
+    it reads the RAM anyway. Raises `DataLoss` when it is
     damaged, `FailedPrecondition` when there is none or it was baked from other inputs.
     """
-    snapshot = await in_thread(_load, folder)
+    snapshot = await in_thread(_load, folder, whole)
     if expected is not None and (changed := snapshot.inputs.differences(expected)):
         raise FailedPrecondition(
             f"snapshot {snapshot.key[:12]} was baked with another {', '.join(changed)}",

@@ -1,0 +1,193 @@
+"""What a bake does on a full disk, with a damaged snapshot, without QEMU or kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from hostlib import process
+from hostlib.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from vmm import bake as baking
+from vmm import ram
+from vmm.accel import Accelerator
+from vmm.guest import GuestImage
+from vmm.microvm import MicroVM
+from vmm.shape import MachineShape
+from vmm.snapshot import Snapshot
+
+SHAPE = MachineShape(1, 256)
+
+Bake = Callable[[Path], Awaitable[Snapshot]]
+
+
+@pytest.fixture
+def bake(guest: GuestImage, accelerator: Accelerator, qemu: str) -> Bake:
+    async def work(snapshots: Path) -> Snapshot:
+        return await baking.bake(
+            guest,
+            SHAPE,
+            snapshots=snapshots,
+            accel=accelerator,
+            qemu=qemu,
+            progress=lambda step, share: None,
+        )
+
+    return work
+
+
+@pytest.fixture
+async def small_disk(tmp_path: Path) -> AsyncIterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    await process.run("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk))
+    yield disk
+    await process.run("umount", str(disk))
+
+
+def fill(path: Path, size: int) -> None:
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+@pytest.mark.parametrize("left", [16, 0])
+async def test_a_full_disk_is_told_and_left_as_it_was(
+    bake: Bake, small_disk: Path, left: int
+) -> None:
+    """Full at the RAM, or so full from the start that not even the record fits."""
+    filler = small_disk / "filler"
+    fill(filler, (16 - left) * 2**20 or 1)
+    with pytest.raises(ResourceExhausted) as caught:
+        await bake(small_disk / "snapshots" if left else small_disk)
+    assert caught.value.hint
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == [filler]
+    assert not list(small_disk.rglob(".baking-*"))
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "devices", 1000)
+
+
+def flip_ram(folder: Path) -> None:
+    with open(folder / "ram", "r+b") as file:
+        file.seek(0x100000)
+        byte = file.read(1)[0]
+        file.seek(0x100000)
+        file.write(bytes([byte ^ 1]))
+
+
+def break_record(folder: Path) -> None:
+    record = folder / "snapshot.json"
+    record.write_bytes(record.read_bytes()[:-20])
+
+
+def forget_record(folder: Path) -> None:
+    (folder / "snapshot.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, flip_ram, break_record, forget_record])
+async def test_a_damaged_snapshot_is_replaced(
+    bake: Bake,
+    snapshot: Snapshot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    folder = tmp_path / snapshot.key
+    shutil.copytree(snapshot.folder, folder)
+    damage(folder)
+    begun: list[Path] = []
+
+    async def capture(inputs: object, staged: Path, target: Path, *rest: object) -> Snapshot:
+        begun.append(staged)
+        for name in ("ram", "devices"):
+            shutil.copyfile(snapshot.folder / name, staged / name)
+        return dataclasses.replace(snapshot, folder=target)
+
+    monkeypatch.setattr(baking, "_capture", capture)
+    baked = await bake(tmp_path)
+    assert len(begun) == 1
+    assert baked.folder == folder
+    assert list(tmp_path.iterdir()) == [folder]
+    os.close(await ram.load(baked))
+    assert await bake(tmp_path) == baked
+    assert len(begun) == 1
+
+
+async def test_a_vm_lives_from_a_snapshot_baked_again(
+    bake: Bake, snapshot: Snapshot, accelerator: Accelerator, qemu: str, tmp_path: Path
+) -> None:
+    shutil.copytree(snapshot.folder, tmp_path / snapshot.key)
+    flip_ram(tmp_path / snapshot.key)
+    baked = await bake(tmp_path)
+    descriptor = await ram.load(baked)
+    try:
+        vm = await MicroVM.restore(
+            baked, ram_fd=descriptor, tap_fd=None, share=tmp_path, accel=accelerator, qemu=qemu
+        )
+        try:
+            await vm.resume()
+            await vm.connect()
+            assert await vm.agent.request("ping") == {}
+        finally:
+            await vm.kill()
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("#!/bin/sh\necho 'QEMU emulator version 6.2.0 (Debian 1:6.2)'\n", "too old"),
+        ("#!/bin/sh\necho 'GNU bash, 5.2'\n", "no QEMU"),
+        ("#!/bin/sh\nexit 3\n", "does not run"),
+        (None, "not there"),
+    ],
+)
+async def test_a_qemu_that_cannot_serve_is_refused(
+    guest: GuestImage, accelerator: Accelerator, tmp_path: Path, script: str | None, told: str
+) -> None:
+    qemu = tmp_path / "qemu-system-x86_64"
+    if script is not None:
+        qemu.write_text(script)
+        qemu.chmod(0o755)
+    with pytest.raises(FailedPrecondition, match=told) as caught:
+        await baking.bake(
+            guest,
+            SHAPE,
+            snapshots=tmp_path / "snapshots",
+            accel=accelerator,
+            qemu=str(qemu),
+            progress=lambda step, share: None,
+        )
+    assert caught.value.hint
+    assert not (tmp_path / "snapshots").exists()
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "initramfs.cpio"])
+async def test_a_guest_image_without_its_kernel_is_refused(
+    guest: GuestImage, accelerator: Accelerator, qemu: str, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    for source in guest.folder.iterdir():
+        if source.is_file() and source.name != name:
+            (folder / source.name).symlink_to(source)
+    with pytest.raises(DataLoss, match=name) as caught:
+        GuestImage.load(folder)
+    assert caught.value.hint
+    with pytest.raises(FailedPrecondition, match=name) as refused:
+        await baking.bake(
+            dataclasses.replace(guest, folder=folder),
+            SHAPE,
+            snapshots=tmp_path / "snapshots",
+            accel=accelerator,
+            qemu=qemu,
+            progress=lambda step, share: None,
+        )
+    assert refused.value.hint
+    assert not list((tmp_path / "snapshots").iterdir())
