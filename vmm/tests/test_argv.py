@@ -95,6 +95,16 @@ def test_fingerprint_follows_shape_and_accelerator() -> None:
     assert base != argv.fingerprint("kvm", MachineShape(1, 256))
 
 
+def test_translated_code_is_bounded() -> None:
+    def accel(name: str, vcpus: int) -> str:
+        line = argv.argv(machine(accel=name, shape=MachineShape(vcpus, 256)))
+        return line[line.index("-accel") + 1]
+
+    assert accel("tcg", 1) == "tcg,tb-size=64"
+    assert accel("tcg", 4) == "tcg,tb-size=160"
+    assert accel("kvm", 4) == "kvm"
+
+
 def test_shapes() -> None:
     assert pick(0.5, 200 * 2**20) == LADDER[0]
     assert pick(2, 1) == MachineShape(2, 2048)
