@@ -19,7 +19,14 @@ from hostlib.errors import FailedPrecondition
 RING: Final = 64 * 1024
 """Bytes kept of the console, and of standard error: the last ones."""
 
-_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/bin:/bin",
+    "LC_ALL": "C.UTF-8",
+    # One heap without glib's slices on top: an idle VM holds 1 MiB less, and is no slower.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TOP_PAD_": "4096",
+    "G_SLICE": "always-malloc",
+}
 
 
 class Ring:
