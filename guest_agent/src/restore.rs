@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Doing, Fault, Outcome};
@@ -49,6 +49,21 @@ fn set_clock(realtime_ns: u64) -> Outcome<()> {
     let seconds = i64::try_from(realtime_ns / 1_000_000_000).map_err(|_| Fault::invalid("realtime_ns is too large"))?;
     let time = Timespec { tv_sec: seconds, tv_nsec: (realtime_ns % 1_000_000_000) as _ };
     clock_settime(ClockId::Realtime, time).doing(|| "set the clock".to_owned())
+}
+
+/// The wall clock, so that the host can tell how far it is off.
+pub fn realtime_ns() -> i64 {
+    let now = clock_gettime(ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+/// Corrects what the way of a `restore` cost: the step is relative, so that its own way costs nothing.
+pub fn adjust_clock(delta_ns: i64) -> Outcome<()> {
+    const MOST: i64 = 60_000_000_000;
+    if !(-MOST..=MOST).contains(&delta_ns) {
+        return Err(Fault::invalid(format!("delta_ns {delta_ns} is more than a minute")));
+    }
+    set_clock(u64::try_from(realtime_ns().saturating_add(delta_ns)).unwrap_or_default())
 }
 
 /// A fresh version 4 UUID when the host names none.

@@ -75,6 +75,12 @@ struct Id {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Adjust {
+    delta_ns: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Kill {
     id: String,
     signal: i32,
@@ -150,7 +156,14 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
     let method = request.method.as_str();
     let params = request.params.map_or("{}", RawValue::get);
     match method {
-        "ping" => read::<Nothing>(method, params).map(|Nothing {}| Some(json!({}))),
+        "ping" => {
+            let Nothing {} = read(method, params)?;
+            Ok(Some(json!({ "realtime_ns": restore::realtime_ns() })))
+        }
+        "clock.adjust" => {
+            let Adjust { delta_ns } = read(method, params)?;
+            done(restore::adjust_clock(delta_ns))
+        }
         "restore" => {
             let confirmed = restore::restore(&read(method, params)?)?;
             serde_json::to_value(confirmed).map(Some).map_err(|error| Fault::internal(error.to_string()))

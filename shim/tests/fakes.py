@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,7 @@ class FakeVM:
     def __init__(self) -> None:
         self.agent = FakeAgent()
         self.agent.answers["restore"] = confirm_all
+        self.agent.answers["ping"] = lambda _params: {"realtime_ns": time.time_ns()}
         self.agent.answers["container.kill"] = self._kill_container
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.pid = 2**22 + 1
