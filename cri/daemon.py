@@ -87,7 +87,6 @@ class Daemon:
             shape=shape_wire(shape),
             accel=self.config.vm.accel,
             qemu=self.config.vm.qemu,
-            scratch_template=str(guest / "scratch.ext4"),
             scratch_dir=str(self.scratch_folder),
             rehearsal=str(guest / "rehearsal.squashfs"),
             tap_name=TAP,

@@ -35,7 +35,6 @@ from vmm.microvm import MicroVM
 
 log = logging.getLogger(__name__)
 
-SCRATCH_SLOT: Final = 12
 IDLE_LIMIT: Final = 60.0
 """Seconds for which an unbound shim waits for a daemon."""
 
@@ -163,15 +162,16 @@ class Shim:
         tap_fd = tap.open_tap(config.tap_name)
         try:
             base = await snapshot.load(Path(config.snapshot))
-            await in_thread(
-                sandbox.make_scratch, Path(config.scratch_template), Path(self._record.scratch)
-            )
+            await failpoint.hit("birth.scratch")
+            scratch = Path(self._record.scratch)
+            await in_thread(sandbox.make_scratch, base.scratch, scratch)
             await failpoint.hit("birth.restore")
             vm = await MicroVM.restore(
                 base,
                 ram_fd=self._ram,
                 tap_fd=tap_fd,
                 share=share,
+                scratch=scratch,
                 accel=bake.accelerator_of(base, accel.probe(config.accel)),
                 qemu=config.qemu,
             )
@@ -201,9 +201,6 @@ class Shim:
             await restore_guest(vm, REHEARSED_NETWORK, REHEARSED_IDENTITY)
         else:
             await restore_guest(vm)
-        await failpoint.hit("birth.scratch")
-        await vm.attach(SCRATCH_SLOT, Path(self._record.scratch), read_only=False)
-        await vm.agent.request("scratch.mount", {"slot": SCRATCH_SLOT})
         if self._config.rehearse:
             await vm.rehearse(Path(self._config.rehearsal))
         await vm.pause()

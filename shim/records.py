@@ -49,7 +49,6 @@ class ShimConfig:
     shape: Wire
     accel: str
     qemu: str
-    scratch_template: str
     scratch_dir: str
     rehearsal: str
     tap_name: str

@@ -26,6 +26,7 @@ from vmm import ram, snapshot, sparse
 from vmm.accel import Accelerator
 from vmm.guest import GuestImage, file_sha256
 from vmm.microvm import MicroVM, VmDied
+from vmm.qemu.argv import SCRATCH_SLOT
 from vmm.qemu.build import identify
 from vmm.shape import MachineShape
 from vmm.snapshot import Inputs, Snapshot
@@ -96,8 +97,15 @@ async def _boot(
     return vm
 
 
+def _load(template: Path, disk: int) -> int:
+    with open(template, "rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        sparse.copy(source.fileno(), disk, size)
+    return size
+
+
 def _store(memory: int, target: Path, size: int) -> str:
-    # QEMU writes to memory alone, also the devices: a full disk is met here, as what it is.
+    # QEMU writes to memory alone, also devices and disk: a full disk is met here, as what it is.
     sink = os.open(target, _NEW_FILE, 0o600)
     try:
         digest = sparse.copy(memory, sink, size)
@@ -120,10 +128,14 @@ async def _capture(
     share, devices = staged / "share", staged / "devices"
     share.mkdir()
     memory, state = ram.create("thaw-bake"), ram.create("thaw-bake-devices")
+    disk = ram.create("thaw-bake-scratch")
     try:
         progress("booting the guest", 0.05)
+        disk_size = await in_thread(_load, guest.scratch, disk)
         vm = await _boot(guest, inputs, accel, qemu, share, memory)
         try:
+            await vm.attach(SCRATCH_SLOT, disk, read_only=False)
+            await vm.agent.request("scratch.mount", {"slot": SCRATCH_SLOT})
             progress("waiting for the guest to idle", 0.5)
             if not await settle(vm):
                 log.warning("the guest never idled; baking it as it is")
@@ -138,13 +150,14 @@ async def _capture(
         progress("saving memory", 0.8)
         digest = await in_thread(_store, memory, staged / "ram", size)
         await in_thread(_store, state, devices, os.fstat(state).st_size)
+        disk_digest = await in_thread(_store, disk, staged / "scratch", disk_size)
     finally:
-        os.close(memory)
-        os.close(state)
+        for descriptor in (memory, state, disk):
+            os.close(descriptor)
     share.rmdir()
     return Snapshot(
         folder, inputs, size, digest, devices.stat().st_size,
-        await in_thread(file_sha256, devices),
+        await in_thread(file_sha256, devices), disk_size, disk_digest,
     )  # fmt: skip
 
 

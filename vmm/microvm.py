@@ -162,6 +162,7 @@ class MicroVM:
         share: Path,
         accel: Accelerator,
         qemu: str,
+        scratch: Path | None = None,
         console_limit: int = 65536,
         cgroup_procs: Sequence[Path] = (),
         prepare: Callable[[], None] | None = None,
@@ -169,7 +170,8 @@ class MicroVM:
         """A VM in the snapshot's state, paused. Descriptors stay the caller's.
 
         `ram_fd` is the snapshot's RAM (`vmm.ram.load`); without a `tap_fd` the VM gets a TAP that
-        leads nowhere; `share` is the folder that the guest can mount over 9p. Raises
+        leads nowhere; `share` is the folder that the guest can mount over 9p; `scratch` is this
+        VM's own copy of the snapshot's scratch disk, without which it runs no container. Raises
         `FailedPrecondition` when the snapshot was baked by another QEMU or for another machine,
         `DataLoss` when QEMU refuses it, `VmDied`. Nothing is left behind on failure.
         """
@@ -199,6 +201,10 @@ class MicroVM:
             try:
                 await failpoint.hit("vm.incoming")
                 await vm._migrate("migrate-incoming", devices)
+                vm._become(State.PAUSED)
+                if scratch is not None:
+                    # Before the guest runs: it has the disk mounted.
+                    await vm.attach(argv.SCRATCH_SLOT, scratch, read_only=False)
             except BaseException:
                 await vm.kill()
                 raise
@@ -209,7 +215,6 @@ class MicroVM:
             ) from error
         finally:
             os.close(devices)
-        vm._become(State.PAUSED)
         return vm
 
     @classmethod

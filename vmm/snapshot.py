@@ -5,6 +5,7 @@
     snapshots/<key>/snapshot.json    the record, written last
                     devices          the migration stream without RAM
                     ram              guest memory, sparse
+                    scratch          the scratch disk that the guest has mounted, sparse
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from vmm.qemu.build import QemuBuild
 from vmm.shape import MachineShape
 
 KIND: Final = "thaw.snapshot"
-VERSION: Final = 1
-FORMAT: Final = 1
+VERSION: Final = 2
+FORMAT: Final = 2
 """Raised when a bake leaves another state in the guest from the same inputs."""
 
 _BAKING: Final = ".baking-"
@@ -47,6 +48,7 @@ class Inputs:
     kernel: str
     initramfs: str
     agent: str
+    scratch: str
     channel: str = SERIAL
     format: int = FORMAT
 
@@ -68,6 +70,7 @@ class Inputs:
             guest.hashes["vmlinuz"],
             guest.hashes["initramfs.cpio"],
             guest.agent,
+            guest.hashes["scratch.ext4"],
             channel,
         )
 
@@ -82,6 +85,7 @@ class Inputs:
             "kernel": self.kernel,
             "initramfs": self.initramfs,
             "agent": self.agent,
+            "scratch": self.scratch,
             "channel": self.channel,
             "format": self.format,
         }
@@ -97,6 +101,7 @@ class Inputs:
             str(body["kernel"]),
             str(body["initramfs"]),
             str(body["agent"]),
+            str(body["scratch"]),
             str(body["channel"]),
             int(body["format"]),
         )
@@ -123,6 +128,8 @@ class Snapshot:
     ram_digest: str
     devices_size: int
     devices_digest: str
+    scratch_size: int
+    scratch_digest: str
 
     @property
     def key(self) -> str:
@@ -140,6 +147,10 @@ class Snapshot:
     def devices(self) -> Path:
         return self.folder / "devices"
 
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
     def to_record(self) -> dict[str, Any]:
         return {
             "key": self.key,
@@ -148,6 +159,8 @@ class Snapshot:
             "ram_digest": self.ram_digest,
             "devices_size": self.devices_size,
             "devices_digest": self.devices_digest,
+            "scratch_size": self.scratch_size,
+            "scratch_digest": self.scratch_digest,
         }
 
     def check_qemu(self, qemu: QemuBuild, accel: str) -> None:
@@ -177,6 +190,8 @@ def _parse(folder: Path, body: dict[str, Any]) -> Snapshot:
             str(body["ram_digest"]),
             int(body["devices_size"]),
             str(body["devices_digest"]),
+            int(body["scratch_size"]),
+            str(body["scratch_digest"]),
         )
         key = body["key"]
     except (KeyError, TypeError, ValueError) as error:
@@ -186,10 +201,10 @@ def _parse(folder: Path, body: dict[str, Any]) -> Snapshot:
     return snapshot
 
 
-def _check_ram(snapshot: Snapshot) -> None:
-    with open(snapshot.ram, "rb") as source:
-        if sparse.digest(source.fileno(), snapshot.ram_size) != snapshot.ram_digest:
-            raise DataLoss(f"snapshot file {snapshot.ram} is damaged", hint="thaw bake")
+def _check_sparse(path: Path, size: int, digest: str) -> None:
+    with open(path, "rb") as source:
+        if sparse.digest(source.fileno(), size) != digest:
+            raise DataLoss(f"snapshot file {path} is damaged", hint="thaw bake")
 
 
 def _load(folder: Path, whole: bool) -> Snapshot:
@@ -201,22 +216,24 @@ def _load(folder: Path, whole: bool) -> Snapshot:
     for path, size in (
         (snapshot.ram, snapshot.ram_size),
         (snapshot.devices, snapshot.devices_size),
+        (snapshot.scratch, snapshot.scratch_size),
     ):
         if not path.is_file() or path.stat().st_size != size:
             raise DataLoss(f"snapshot file {path} is missing or cut short", hint="thaw bake")
     if file_sha256(snapshot.devices) != snapshot.devices_digest:
         raise DataLoss(f"snapshot file {snapshot.devices} is damaged", hint="thaw bake")
     if whole:
-        _check_ram(snapshot)
+        _check_sparse(snapshot.ram, snapshot.ram_size, snapshot.ram_digest)
+        _check_sparse(snapshot.scratch, snapshot.scratch_size, snapshot.scratch_digest)
     return snapshot
 
 
 async def load(folder: Path, expected: Inputs | None = None, *, whole: bool = False) -> Snapshot:
     """Read and check a snapshot: record, sizes, and the devices' digest.
 
-    The RAM's digest is checked here only if the `whole` is asked for: `vmm.ram.load` checks it when
-    it reads the RAM anyway. Raises `DataLoss` when it is
-    damaged, `FailedPrecondition` when there is none or it was baked from other inputs.
+    The digests of RAM and scratch disk are checked only if the `whole` is asked for; `vmm.ram.load`
+    checks the RAM's again. Raises `DataLoss` when it is damaged, `FailedPrecondition` when there is
+    none or it was baked from other inputs.
     """
     snapshot = await in_thread(_load, folder, whole)
     if expected is not None and (changed := snapshot.inputs.differences(expected)):

@@ -86,7 +86,6 @@ class Host:
             shape=SHAPE,
             accel="auto",
             qemu=QEMU,
-            scratch_template=str(GUEST / "scratch.ext4"),
             scratch_dir=str(self.root / "scratch"),
             rehearsal=str(GUEST / "rehearsal.squashfs"),
             tap_name="tap0",

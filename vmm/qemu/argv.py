@@ -15,6 +15,9 @@ from vmm.shape import MachineShape
 RO_SLOTS: Final = 12
 RW_SLOTS: Final = 2
 SLOTS: Final = RO_SLOTS + RW_SLOTS
+SCRATCH_SLOT: Final = RO_SLOTS
+"""The first read-write slot: the VM's scratch disk, mounted since the bake."""
+
 SLOT_SIZE: Final = 1 << 40
 """Bytes of an empty slot: a guest reads at most this much of what is put into it later."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hostlib.errors import DataLoss, FailedPrecondition
-from vmm import accel, ram
+from vmm import accel, ram, sparse
 from vmm.accel import Accelerator
 from vmm.bake import bake
 from vmm.guest import GuestImage
@@ -81,8 +81,16 @@ async def restore(
     async def work() -> MicroVM:
         share = tmp_path / f"share{len(made)}"
         share.mkdir()
+        scratch = tmp_path / f"scratch{len(made)}"
+        sparse.clone(snapshot.scratch, scratch)
         vm = await MicroVM.restore(
-            snapshot, ram_fd=ram_fd, tap_fd=None, share=share, accel=accelerator, qemu=qemu
+            snapshot,
+            ram_fd=ram_fd,
+            tap_fd=None,
+            share=share,
+            scratch=scratch,
+            accel=accelerator,
+            qemu=qemu,
         )
         made.append(vm)
         return vm

@@ -104,7 +104,7 @@ async def test_a_damaged_snapshot_is_replaced(
 
     async def capture(inputs: object, staged: Path, target: Path, *rest: object) -> Snapshot:
         begun.append(staged)
-        for name in ("ram", "devices"):
+        for name in ("ram", "devices", "scratch"):
             shutil.copyfile(snapshot.folder / name, staged / name)
         return dataclasses.replace(snapshot, folder=target)
 

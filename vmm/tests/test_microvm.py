@@ -23,6 +23,7 @@ from vmm.accel import Accelerator
 from vmm.bake import bake
 from vmm.guest import GuestImage
 from vmm.microvm import MicroVM, State, VmDied
+from vmm.qemu.argv import SCRATCH_SLOT
 from vmm.rehearse import process, spec
 from vmm.shape import MachineShape
 from vmm.snapshot import Inputs, Snapshot
@@ -36,6 +37,11 @@ async def vm(restore: Restore) -> MicroVM:
     await made.resume()
     await made.connect()
     return made
+
+
+def sparse_digest(path: Path) -> str:
+    with open(path, "rb") as source:
+        return sparse.digest(source.fileno(), path.stat().st_size)
 
 
 def descriptors() -> int:
@@ -199,16 +205,28 @@ async def test_two_vms_of_one_snapshot_confirm_their_restore_steps(
     assert answers[0] != answers[1]
 
 
-async def test_a_scratch_disk_and_the_share_mount(
-    vm: MicroVM, guest: GuestImage, tmp_path: Path
-) -> None:
-    scratch = tmp_path / "scratch.ext4"
-    sparse.clone(guest.scratch, scratch)
-    await vm.attach(12, scratch, read_only=False)
-    await vm.agent.request("scratch.mount", {"slot": 12})
+async def test_the_share_mounts(vm: MicroVM) -> None:
     await vm.agent.request("share.mount")
-    await vm.agent.request("sync")
     await vm.agent.request("share.unmount")
+
+
+async def test_a_scratch_disk_is_mounted_since_the_bake_and_the_vms_own(
+    restore: Restore, guest: GuestImage, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    vms = [await restore(), await restore()]
+    disks = [tmp_path / f"scratch{number}" for number in range(2)]
+    baked = sparse_digest(snapshot.scratch)
+    assert [sparse_digest(disk) for disk in disks] == [baked] * 2
+    await vms[0].resume()
+    await vms[0].connect()
+    mounts = (await vms[0].agent.request("state"))["mounts"]
+    assert any("/run/thaw/scratch ext4" in line for line in mounts), mounts
+    # Of the same slot it is there already.
+    await vms[0].agent.request("scratch.mount", {"slot": SCRATCH_SLOT})
+    await vms[0].rehearse(guest.rehearsal)
+    await vms[0].agent.request("sync")
+    assert sparse_digest(disks[0]) != baked
+    assert [sparse_digest(disks[1]), sparse_digest(snapshot.scratch)] == [baked] * 2
 
 
 async def test_a_second_bake_finds_the_first(
@@ -364,6 +382,7 @@ async def test_the_key_holds_every_input(snapshot: Snapshot) -> None:
         dataclasses.replace(inputs, kernel="x"),
         dataclasses.replace(inputs, initramfs="x"),
         dataclasses.replace(inputs, agent="x"),
+        dataclasses.replace(inputs, scratch="x"),
         dataclasses.replace(inputs, channel="vsock"),
         dataclasses.replace(inputs, format=inputs.format + 1),
     ]
