@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly STAMPS=.build/stamps
-readonly AGENT=.build/thaw-agent
+readonly AGENT=.build/thaw-agent REHEARSAL=.build/thaw-rehearsal
 RUST_MIN=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' guest_agent/Cargo.toml)
 readonly RUST_MIN GO_MIN=1.24
 
@@ -94,7 +94,7 @@ build_agent() {
   (cd guest_agent && cargo build --quiet --release --locked)
   local host
   host=$(rustc -vV | sed -n 's/^host: //p')
-  cp "guest_agent/target/$host/release/thaw-agent" "$AGENT"
+  cp "guest_agent/target/$host/release/thaw-agent" "guest_agent/target/$host/release/thaw-rehearsal" .build/
 }
 
 build_guest() {
@@ -112,7 +112,7 @@ key=$(key_of pyproject.toml)
 { fresh venv "$key" && [ -x .venv/bin/thawd ]; } || { make_venv && stamp venv "$key"; }
 
 key=$(key_of guest_agent)
-{ fresh agent "$key" && [ -x "$AGENT" ]; } || { build_agent && stamp agent "$key"; }
+{ fresh agent "$key" && [ -x "$AGENT" ] && [ -x "$REHEARSAL" ]; } || { build_agent && stamp agent "$key"; }
 
-key=$(key_of "$AGENT" hostlib vmm/guest.py vmm/guest_image)
+key=$(key_of "$AGENT" "$REHEARSAL" hostlib vmm/guest.py vmm/guest_image)
 { fresh guest "$key" && [ -f .build/guest/guest.json ]; } || { build_guest && stamp guest "$key"; }

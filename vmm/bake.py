@@ -72,7 +72,7 @@ async def _boot(
     for path in (guest.kernel, guest.initramfs):
         if not path.is_file():
             raise FailedPrecondition(
-                f"the guest image has lost {path}", hint="build it again: make guest"
+                f"the guest image has lost {path}", hint="build it again: make setup"
             )
     proving = accel.name != "tcg" and not accel.forced
     timeout = accelerators.PROOF_TIMEOUT if proving else BOOT_TIMEOUT

@@ -81,7 +81,7 @@ class GuestImage:
             body = records.read(folder / "guest.json", GUEST_KIND, GUEST_VERSION)
         except FileNotFoundError as error:
             raise FailedPrecondition(
-                f"no guest image in {folder}", hint="build it: make guest"
+                f"no guest image in {folder}", hint="build it: make setup"
             ) from error
         try:
             image = cls(
@@ -98,7 +98,7 @@ class GuestImage:
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 raise DataLoss(
-                    f"guest image file {path} is missing or damaged", hint="rebuild: make guest"
+                    f"guest image file {path} is missing or damaged", hint="rebuild: make setup"
                 )
         return image
 

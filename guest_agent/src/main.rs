@@ -22,30 +22,10 @@ mod storage;
 mod streams;
 mod sys;
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use crate::agent::Agent;
 use crate::fault::{Doing, Fault, Outcome};
-
-/// The programs of the built-in image that rehearsal runs; this binary under their names.
-fn built_in(name: &[u8], args: &[String]) -> Option<ExitCode> {
-    match name {
-        b"true" => {}
-        b"echo" => println!("{}", args.join(" ")),
-        b"sleep" => {
-            let seconds = args.first().and_then(|text| text.parse::<f64>().ok());
-            match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
-                Some(time) => std::thread::sleep(time),
-                None => forever(),
-            }
-        }
-        _ => return None,
-    }
-    Some(ExitCode::SUCCESS)
-}
 
 fn forever() -> ! {
     loop {
@@ -87,13 +67,7 @@ fn stop(text: &str) -> ! {
 }
 
 fn main() -> ExitCode {
-    let mut words = std::env::args_os();
-    let program = words.next().unwrap_or_default();
-    let args: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let name = Path::new(&program).file_name().unwrap_or_default();
-    if let Some(code) = built_in(name.as_bytes(), &args) {
-        return code;
-    }
+    let args: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if let [option, number] = args.as_slice()
         && option == "--serve-fd"
         && let Ok(number) = number.parse()

@@ -22,7 +22,7 @@ from hostlib.tasks import in_thread
 from vmm.guest import GUEST_KIND, GUEST_VERSION, GuestImage, file_sha256
 from vmm.guest_image import cpio, kernel, modules, rehearsal, scratch
 
-RECIPE: Final = 2
+RECIPE: Final = 3
 """Raised when this package makes other files from the same inputs."""
 
 _LOCK_POLL: Final = 0.2
@@ -50,8 +50,8 @@ def initramfs(agent: bytes, packed: list[tuple[str, bytes]]) -> bytes:
     return cpio.archive(entries)
 
 
-def _input_digest(package: Path, agent: Path, scratch_size: int) -> str:
-    parts = (str(RECIPE), file_sha256(package), file_sha256(agent), str(scratch_size))
+def _input_digest(files: tuple[Path, ...], scratch_size: int) -> str:
+    parts = (str(RECIPE), *(file_sha256(path) for path in files), str(scratch_size))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -96,23 +96,32 @@ async def build(
 ) -> GuestImage:
     """Build the guest image into `out`, or find it up to date.
 
-    `work` keeps downloads (default: the folder above `out`); `package` is a kernel .deb to use
-    instead of the mirror's. Raises `FailedPrecondition` when the agent is missing.
+    `agent` is its binary, with the rehearsal's program beside it. `work` keeps downloads (default:
+    the folder above `out`); `package` is a kernel .deb to use instead of the mirror's. Raises
+    `FailedPrecondition` when one of the programs is missing.
     """
-    if not agent.is_file():
-        raise FailedPrecondition(f"the guest agent {agent} is missing", hint="build it: make agent")
+    program = agent.with_name(rehearsal.PROGRAM)
+    for path in (agent, program):
+        if not path.is_file():
+            raise FailedPrecondition(f"{path} is missing", hint="build it: make setup")
     out.mkdir(parents=True, exist_ok=True)
     work = work or out.parent
     work.mkdir(parents=True, exist_ok=True)
     async with _alone(work):
-        return await _build(out, agent, work, package, scratch_size, refresh)
+        return await _build(out, agent, program, work, package, scratch_size, refresh)
 
 
 async def _build(
-    out: Path, agent: Path, work: Path, package: Path | None, scratch_size: int, refresh: bool
+    out: Path,
+    agent: Path,
+    program: Path,
+    work: Path,
+    package: Path | None,
+    scratch_size: int,
+    refresh: bool,
 ) -> GuestImage:
     found = package or await kernel.fetch(work, refresh=refresh)
-    inputs = await in_thread(_input_digest, found, agent, scratch_size)
+    inputs = await in_thread(_input_digest, (found, agent, program), scratch_size)
     if (image := await in_thread(_current, out, inputs)) is not None:
         return image
     await failpoint.hit("guest_image.build")
@@ -127,7 +136,7 @@ async def _build(
         )
         await in_thread(shutil.copyfile, built.image, out / ".vmlinuz.tmp")
         os.rename(out / ".vmlinuz.tmp", out / "vmlinuz")
-        await rehearsal.build(binary, out / "rehearsal.squashfs")
+        await rehearsal.build(await in_thread(program.read_bytes), out / "rehearsal.squashfs")
         await scratch.build(out / "scratch.ext4", scratch_size)
     finally:
         await in_thread(shutil.rmtree, unpacked, True)

@@ -1,4 +1,4 @@
-"""The layer on which a pooled VM rehearses a container's life: three programs, all the agent."""
+"""The layer on which a pooled VM rehearses a container's life: three names of one small program."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import Final
 
 from hostlib import process
 
-PROGRAMS: Final = ("true", "sleep", "echo")
+PROGRAM: Final = "thaw-rehearsal"
+"""The program's file, beside the agent's; it acts by the name it is called."""
+
+NAMES: Final = ("true", "sleep", "echo")
 
 _FOLDERS: Final = ("bin", "dev", "etc", "proc", "run", "sys", "tmp")
 
 
-def tar(agent: bytes) -> bytes:
-    """A root file system with the agent under the names of `PROGRAMS`, which it acts as."""
+def tar(program: bytes) -> bytes:
+    """A root file system with the program under its `NAMES`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in _FOLDERS:
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(entry)
-        first = tarfile.TarInfo(f"bin/{PROGRAMS[0]}")
-        first.mode, first.size = 0o755, len(agent)
-        archive.addfile(first, io.BytesIO(agent))
-        for name in PROGRAMS[1:]:
+        first = tarfile.TarInfo(f"bin/{NAMES[0]}")
+        first.mode, first.size = 0o755, len(program)
+        archive.addfile(first, io.BytesIO(program))
+        for name in NAMES[1:]:
             link = tarfile.TarInfo(f"bin/{name}")
             link.type, link.linkname, link.mode = tarfile.LNKTYPE, first.name, 0o755
             archive.addfile(link)
     return buffer.getvalue()
 
 
-async def build(agent: bytes, target: Path) -> None:
+async def build(program: bytes, target: Path) -> None:
     """Write the layer to `target` as an uncompressed squashfs: it is read under emulation."""
     sqfstar = process.find("sqfstar", package="squashfs-tools")
     target.unlink(missing_ok=True)
@@ -41,5 +44,5 @@ async def build(agent: bytes, target: Path) -> None:
         *("-quiet", "-no-progress", "-noI", "-noD", "-noF", "-noX", "-b", "128K"),
         *("-mkfs-time", "0", "-all-time", "0", "-no-xattrs", "-processors", "1"),
         str(target),
-        stdin=tar(agent),
+        stdin=tar(program),
     )
