@@ -34,15 +34,16 @@ _GUEST: Final = default_guest_dir()
 class Guest:
     dir: Path = setting(_GUEST, "The folder with the guest's kernel, initramfs, rehearsal layer.")
     shapes: tuple[str, ...] = setting(
-        ("1x512", "2x2048", "4x4096", "8x16384"),
+        ("1x2048", "2x4096", "4x8192", "8x16384"),
         "The ladder of machine shapes, CPUSxMEMORY in MiB, smallest first. A pod gets the first\n"
         "that holds what it asks for. Each is baked when it is first wanted.",
         pattern=SHAPE,
         pattern_hint='CPUSxMEMORY in MiB, for example "2x2048"',
     )
     default_shape: str = setting(
-        "2x2048",
-        "The shape of a pod that asks for no memory and no CPU; the pool keeps this one ready.",
+        "1x2048",
+        "The shape of a pod that asks for no more than it has; the pool keeps this one ready. Memory\n"
+        "costs nothing before it is touched; under TCG a second CPU doubles what a start costs.",
         pattern=SHAPE,
         pattern_hint='CPUSxMEMORY in MiB, for example "2x2048"',
     )

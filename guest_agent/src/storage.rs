@@ -14,6 +14,9 @@ const SHARE: &str = "/run/thaw/share";
 /// Bytes in one 9p message.
 const SHARE_OPTIONS: &std::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=262144";
 
+/// Nothing that a thread of the kernel does later: every VM restored from the snapshot would do it again.
+const SCRATCH_OPTIONS: &std::ffi::CStr = c"no_prefetch_block_bitmaps,noinit_itable";
+
 #[derive(Default)]
 pub struct Storage {
     /// Layer names and the slots they were mounted from.
@@ -76,7 +79,8 @@ impl Storage {
         }
         scsi::rescan(slot)?;
         let device = scsi::device(slot)?;
-        mount(device.as_str(), SCRATCH, "ext4", MountFlags::NODEV | MountFlags::NOATIME, None)
+        let flags = MountFlags::NODEV | MountFlags::NOATIME;
+        mount(device.as_str(), SCRATCH, "ext4", flags, Some(SCRATCH_OPTIONS))
             .doing(|| format!("slot {slot}: mount {device} as scratch"))?;
         self.scratch = Some(slot);
         Ok(())
