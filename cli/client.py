@@ -135,6 +135,16 @@ class Client:
     def pool(self) -> thaw_pb2.PoolResponse:
         return self.call("thaw.v1.Thaw/Pool", thaw_pb2.PoolRequest(), thaw_pb2.PoolResponse, 10)
 
+    def traces(self, pod_id: str = "") -> list[thaw_pb2.Trace]:
+        """The starts that the daemon remembers, of one pod or of all."""
+        answer = self.call(
+            "thaw.v1.Thaw/Trace",
+            thaw_pb2.TraceRequest(pod_sandbox_id=pod_id),
+            thaw_pb2.TraceResponse,
+            10,
+        )
+        return list(answer.traces)
+
     def pull(self, image: str) -> Iterator[thaw_pb2.PullProgress]:
         """Pull, and tell how far it is; the last message names the image's id."""
         return self.stream(

@@ -25,6 +25,7 @@ VERBS: Final = (
     "exec",
     "run",
     "rm",
+    "trace",
     "config",
 )
 

@@ -2,16 +2,16 @@
 
 A pod's VM (QEMU and shim) is in ``<cgroup_parent>/thaw-<vm id>``, or in
 ``/thaw-<instance>/thaw-<vm id>`` where the request names no parent; VMs that wait are in
-``/thaw-<instance>/pool``. The shim makes the group and enters it, beside the restore; the daemon
-sets the limits and removes the group. Memory that a VM took before it was bound stays charged to
-the pool's group. All methods are blocking.
+``/thaw-<instance>/pool``, whose share of the processors is small: what makes a VM ready gives way
+to pods. The daemon makes a pod's group, moves the VM into it beside the restore, and removes it.
+Memory that a VM took before it was bound stays charged to the pool's group. All methods block.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,9 @@ TCG_MIB: Final = 1024
 WORKER_CPUS: Final = 0.5
 """Processors that a pod's group gets beyond what its pod asks for: shim, QEMU's own threads, the
 guest's kernel. The containers' own quota is kept by the guest."""
+
+POOL_WEIGHT: Final = 10
+"""The pool's share of processors that others want too; a pod's group has 100."""
 
 _PREFIX: Final = "thaw-"
 
@@ -78,6 +81,7 @@ class Cgroups:
             if not tree.mounts:
                 raise FileNotFoundError("no controller is mounted")
             cgroup.create(f"{self._own}/pool", tree)
+            cgroup.limit(f"{self._own}/pool", Limits(weight=POOL_WEIGHT), tree)
         except (OSError, ThawError) as error:
             log.warning("pods get no cgroups of their own, hence no limits on the host: %s", error)
             for path in (f"{self._own}/pool", self._own):
@@ -96,10 +100,24 @@ class Cgroups:
         above = parent_path(parent) if parent else self._own
         return f"{above.rstrip('/')}/{_PREFIX}{vm_id}" if self._on else ""
 
-    def limit(self, path: str, found: Limits) -> None:
-        """Limit the group; what the host cannot limit is logged once."""
-        if path and found != Limits():
-            cgroup.limit(path, found, cgroup.detect(self._root))
+    def enter(self, path: str, pids: Iterable[int], found: Limits) -> None:
+        """Make the group, limit it and move the processes in; what cannot be is logged.
+
+        Idempotent. The kernel waits out a grace period as it moves the first process.
+        """
+        if not path:
+            return
+        tree = cgroup.detect(self._root)
+        try:
+            cgroup.create(path, tree)
+            cgroup.limit(path, found, tree)
+            for pid in pids:
+                cgroup.add(path, pid, tree)
+        except ProcessLookupError:
+            # The VM has ended; its pod will be told.
+            pass
+        except (OSError, ThawError) as error:
+            log.warning("a pod stays outside its cgroup %s: %s", path, error)
 
     def remove(self, vm_id: str, path: str = "") -> None:
         """Remove the group of a dead VM: `path`, or where it is by default. What is still in it

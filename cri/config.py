@@ -42,8 +42,9 @@ class Guest:
     )
     default_shape: str = setting(
         "1x2048",
-        "The shape of a pod that asks for no more than it has; the pool keeps this one ready. Memory\n"
-        "costs nothing before it is touched; under TCG a second CPU doubles what a start costs.",
+        "The shape of a pod that asks for no more than it has; the pool keeps this one ready.\n"
+        "Memory costs nothing before it is touched; a second CPU doubles the cost of a start\n"
+        "under TCG.",
         pattern=SHAPE,
         pattern_hint='CPUSxMEMORY in MiB, for example "2x2048"',
     )

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from google.protobuf import json_format
-
 from cri import processes, shapes
 from cri.api import v1_pb2 as v1
 from cri.cgroups import Cgroups, limits
@@ -61,6 +59,7 @@ class Daemon:
         self.pool = Pool(
             self.config.guest.default_shape,
             Limits(pool.size, pool.parallel, pool.max_memory_mib, pool.reserve_mib),
+            refill=self.refill,
             spawn=self.spawn,
             kill=self.kill,
         )
@@ -79,7 +78,7 @@ class Daemon:
     def scratch_folder(self) -> Path:
         return self.config.root / "scratch"
 
-    def shim_config(self, vm_id: str, shape: str, snapshot: Path) -> ShimConfig:
+    def shim_config(self, vm_id: str, shape: str, snapshot: Path, waits: bool) -> ShimConfig:
         guest = self.config.guest.dir
         return ShimConfig(
             instance=self.config.instance,
@@ -93,19 +92,23 @@ class Daemon:
             netns=str(self.netns_folder / vm_id),
             rehearse=self.config.vm.rehearse,
             slots=self.config.vm.slots,
-            cgroup=self.cgroups.pool,
+            cgroup=self.cgroups.pool if waits else self.cgroups.path(vm_id, ""),
         )
 
-    async def spawn(self, shape: str) -> Vm:
-        """A VM that waits, paused, with its links. When it fails nothing of it is left."""
+    async def refill(self, shape: str) -> Vm:
+        """`spawn` for the pool: it gives way to pods."""
+        return await self.spawn(shape, waits=True)
+
+    async def spawn(self, shape: str, *, waits: bool = False) -> Vm:
+        """A VM, paused, with its links. When it fails nothing of it is left."""
         try:
-            return await self._spawn(shape)
+            return await self._spawn(shape, waits)
         except Closed as error:
             # The zygote, or the shim, died under the call; a new zygote serves a second one.
             log.warning("a microVM was lost as it was made, and is made again: %s", error)
-            return await self._spawn(shape)
+            return await self._spawn(shape, waits)
 
-    async def _spawn(self, shape: str) -> Vm:
+    async def _spawn(self, shape: str, waits: bool) -> Vm:
         snapshot = await self.snapshots.ensure(shape)
         vm_id = ids.new_vm_id()
         vm = Vm(
@@ -120,12 +123,13 @@ class Daemon:
             await in_thread(lambda: vm.folder.mkdir(mode=0o700, parents=True))
             await failpoint.hit("pool.spawn")
             async with asyncio.timeout(self.config.timeouts.spawn_seconds):
-                config = self.shim_config(vm_id, shape, snapshot.path)
+                config = self.shim_config(vm_id, shape, snapshot.path, waits)
                 vm.shim = await self.zygote.spawn(vm_id, vm.folder, config, snapshot.ram)
                 await self.network.prepare(vm_id, vm.netns)
             found = await vm.shim.describe()
             vm.shim_pid = int(found.get("pid", 0))
             vm.shim_start_time = int(found.get("start_time", 0))
+            vm.qemu_pid = int(found.get("qemu_pid", 0))
         except TimeoutError as error:
             await self._undo(vm)
             raise Unavailable(
@@ -220,16 +224,15 @@ class Daemon:
         with contextlib.suppress(OSError):
             await in_thread(write)
 
-    def limit(self, pod: Pod) -> None:
-        """Set the host's limits on a bound VM, in the background."""
-        snapshot = self.snapshots.ready(pod.vm.shape)
+    def enter_cgroup(self, vm: Vm, config: v1.PodSandboxConfig) -> asyncio.Task[None]:
+        """Move a VM into its pod's cgroup, with its limits, in the background."""
+        vm.cgroup = self.cgroups.path(vm.id, config.linux.cgroup_parent)
+        snapshot = self.snapshots.ready(vm.shape)
         emulated = snapshot is None or snapshot.accelerator != "kvm"
-        config = json_format.ParseDict(
-            pod.record.config, v1.PodSandboxConfig(), ignore_unknown_fields=True
-        )
         found = limits(*shapes.wanted(config), emulated=emulated)
-        work = in_thread(self.cgroups.limit, pod.vm.cgroup, found)
-        self.tasks.start(work, f"limit pod {pod.id}")
+        pids = [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid]
+        work = in_thread(self.cgroups.enter, vm.cgroup, pids, found)
+        return self.tasks.start(work, f"cgroup of VM {vm.id}")
 
     def forget(self, pod: Pod) -> None:
         self.index.forget_pod(pod.id)

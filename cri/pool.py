@@ -40,7 +40,8 @@ class Limits:
 class Pool:
     """A queue of ready VMs, refilled in the background; every VM in it has a live shim.
 
-    When it is empty, or for another shape, `take` restores on the spot by the same path. A VM
+    `refill` makes the VMs that wait. When there is none, or for another shape, `take` has one made
+    on the spot by `spawn`, the same path. A VM
     whose shim dies while it waits is thrown away and replaced. After a failure the pool waits,
     longer each time, before it tries again.
     """
@@ -50,6 +51,7 @@ class Pool:
         shape: str,
         limits: Limits,
         *,
+        refill: Spawn,
         spawn: Spawn,
         kill: Kill,
         first_delay: float = FIRST_DELAY,
@@ -58,7 +60,7 @@ class Pool:
         self.limits = limits
         self.error = ""
         self.starting = 0
-        self._spawn, self._kill = spawn, kill
+        self._refill, self._spawn, self._kill = refill, spawn, kill
         self._first_delay = first_delay
         self._ready: deque[Vm] = deque()
         self._wanted = asyncio.Event()
@@ -121,7 +123,7 @@ class Pool:
                 continue
             self.starting += 1
             try:
-                vm = await self._spawn(self.shape)
+                vm = await self._refill(self.shape)
             except ThawError as error:
                 self.error = str(error)
                 log.warning("the pool could not restore a VM: %s; again in %g s", error, delay)

@@ -24,6 +24,7 @@ from typing import Final
 from cri import processes
 from cri.daemon import Daemon, remove_leftovers
 from cri.index import Container, Pod
+from cri.service.container_create import pod_config
 from cri.shims import shape_text
 from cri.vms import Shim, Vm, Wire
 from hostlib import failpoint, ids
@@ -146,6 +147,7 @@ async def _ask(daemon: Daemon, vm: Vm, on_disk: VMFolder) -> Wire:
     vm.shim = shim
     vm.shim_pid = int(described.get("pid") or vm.shim_pid)
     vm.shim_start_time = int(described.get("start_time") or vm.shim_start_time)
+    vm.qemu_pid = int(described.get("qemu_pid") or 0)
     vm.key = str(described.get("snapshot_key") or vm.key)
     return described
 
@@ -155,7 +157,7 @@ def _adopt(daemon: Daemon, vm: Vm, described: Wire) -> None:
     for each in described.get("containers", ()):
         daemon.index.containers.add(Container(records.from_dict(ContainerRecord, each)))
     daemon.add_pod(pod)
-    daemon.limit(pod)
+    daemon.enter_cgroup(vm, pod_config(pod))
 
 
 async def _offer_ram(daemon: Daemon, vm: Vm) -> None:

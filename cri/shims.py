@@ -50,13 +50,8 @@ class RemoteShim:
             raise Internal("the shim sent no RAM")
         return str(reply.result.get("key")), reply.fds[0]
 
-    async def bind(self, pod: PodRecord, network: Wire, identity: Wire, cgroup: str | None) -> Wire:
-        params = {
-            "pod": to_dict(pod),
-            "network": network,
-            "identity": identity,
-            "cgroup": cgroup,
-        }
+    async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire:
+        params = {"pod": to_dict(pod), "network": network, "identity": identity}
         return (await self._call("bind", params, timeout=self._timeouts.bind_seconds)).result
 
     async def pod_stop(self) -> None:

@@ -36,9 +36,7 @@ class Shim(Protocol):
 
     async def describe(self) -> Wire: ...
     async def ram(self) -> tuple[str, int]: ...
-    async def bind(
-        self, pod: PodRecord, network: Wire, identity: Wire, cgroup: str | None
-    ) -> Wire: ...
+    async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire: ...
     async def pod_stop(self) -> None: ...
     async def container_create(
         self,
@@ -88,5 +86,6 @@ class Vm:
     shim: Shim | None
     shim_pid: int = 0
     shim_start_time: int = 0
+    qemu_pid: int = 0
     cgroup: str = ""
     """Of the pod that it is bound to."""

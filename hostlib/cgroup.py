@@ -34,11 +34,14 @@ _warned: set[str] = set()
 
 @dataclass(frozen=True)
 class Limits:
-    """None leaves a limit as it is. `memory` in bytes, `cpus` in processors, `pids` in tasks."""
+    """None leaves a limit as it is. `memory` in bytes, `cpus` in processors, `pids` in tasks;
+    `weight` is the share of processors that others want too, in version 2's scale (100 is usual).
+    """
 
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
+    weight: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,11 @@ def _limit_files(version: int, limits: Limits) -> Iterator[tuple[str, str, str]]
         else:
             yield "cpu", "cpu.cfs_period_us", str(CPU_PERIOD)
             yield "cpu", "cpu.cfs_quota_us", str(quota)
+    if limits.weight is not None:
+        if version == 2:
+            yield "cpu", "cpu.weight", str(limits.weight)
+        else:
+            yield "cpu", "cpu.shares", str(max(2, limits.weight * 1024 // 100))
     if limits.pids is not None:
         yield "pids", "pids.max", str(limits.pids)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from hostlib import cgroup, failpoint, linux
+from hostlib import failpoint, linux
 from hostlib.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -27,7 +27,7 @@ from hostlib.errors import (
     NotFound,
     ThawError,
 )
-from hostlib.tasks import Tasks, in_thread
+from hostlib.tasks import Tasks
 from shim import records
 from shim.container import EXIT_KILLED, Container, SharedMount
 from shim.exec import Execs
@@ -236,7 +236,7 @@ class Pod:
     # -- bind and stop ---------------------------------------------------------------------
 
     async def bind(
-        self, record: PodRecord, network: Wire, identity: Wire, group: str | None
+        self, record: PodRecord, network: Wire, identity: Wire
     ) -> tuple[list[str], dict[str, int]]:
         """Make the VM this pod's; the steps done, and their times in nanoseconds.
 
@@ -249,26 +249,21 @@ class Pod:
             if self.record is not None:
                 raise FailedPrecondition(f"the VM is bound to pod {self.record.id[:12]}")
             try:
-                return await self._bind(record, network, identity, group)
+                return await self._bind(record, network, identity)
             except BaseException as error:
                 said = error.message if isinstance(error, ThawError) else repr(error)
                 await asyncio.shield(self._over(f"the pod was not started: {said}", EXIT_UNKNOWN))
                 raise
 
     async def _bind(
-        self, record: PodRecord, network: Wire, identity: Wire, group: str | None
+        self, record: PodRecord, network: Wire, identity: Wire
     ) -> tuple[list[str], dict[str, int]]:
         # The one write that makes the VM the pod's: before it the VM is anybody's.
         record = dataclasses.replace(record, state="ready", stopped_at=0, reason="")
         await failpoint.hit("pod.bind")
         records.write(self._folder, record)
         self.record = record
-        # The kernel takes its time to move processes; nothing below depends on it.
-        entering = self._tasks.start(in_thread(self._enter, group), "cgroup")
-        try:
-            timings = await self._restore(network, identity)
-        finally:
-            self._save_vm(cgroup=await entering)
+        timings = await self._restore(network, identity)
         self._save_vm(state="running")
         return list(STEPS), timings
 
@@ -297,19 +292,6 @@ class Pod:
         await trim_clock(self.vm)
         lap("ready")
         return timings
-
-    def _enter(self, group: str | None) -> str:
-        """Move shim and VM into the pod's cgroup; without the right to, they stay."""
-        if not group:
-            return self.vm_record.cgroup
-        try:
-            cgroup.create(group)
-            for pid in (self.vm.pid, os.getpid()):
-                cgroup.add(group, pid)
-        except (OSError, ThawError) as error:
-            log.warning("the pod stays outside its cgroup %s: %s", group, error)
-            return self.vm_record.cgroup
-        return group
 
     async def stop(self, reason: str = "stopped") -> None:
         """Kill every container, end the VM. Records stay. Idempotent."""

@@ -43,8 +43,10 @@ _THREADS: Final = 2
 
 REHEARSED_NETWORK: Final[Wire] = {
     "mac": "52:54:00:00:00:01",
+    "mtu": 1500,
     "addresses": ["192.0.2.2/24"],
     "routes": [{"dst": "0.0.0.0/0", "gateway": "192.0.2.1"}],
+    "neighbours": [{"ip": "192.0.2.1", "mac": "52:54:00:00:00:02"}],
 }
 REHEARSED_IDENTITY: Final[Wire] = {
     "hostname": "pooled",
@@ -198,7 +200,10 @@ class Shim:
         await vm.resume()
         await vm.connect()
         if self._config.rehearse:
-            await restore_guest(vm, REHEARSED_NETWORK, REHEARSED_IDENTITY)
+            # Twice: only the second has former addresses to take away, as a pod's has.
+            for _ in range(2):
+                await restore_guest(vm, REHEARSED_NETWORK, REHEARSED_IDENTITY)
+            await vm.agent.request("clock.adjust", {"delta_ns": 1})
         else:
             await restore_guest(vm)
         if self._config.rehearse:
@@ -247,12 +252,8 @@ class Shim:
     async def _bind(self, params: Wire, _message: Message) -> Answer:
         pod = self._require()
         record = records.from_dict(PodRecord, params.get("pod"))
-        group = params.get("cgroup")
         steps, timings = await pod.bind(
-            record,
-            _object(params, "network"),
-            _object(params, "identity"),
-            group if isinstance(group, str) else None,
+            record, _object(params, "network"), _object(params, "identity")
         )
         return Answer({"steps": steps, "timings": timings})
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli import show
+from cli import show, verb_trace
 from cri.api import v1_pb2
 from hostlib.errors import NotFound
 
@@ -58,3 +58,9 @@ def test_errors_and_hints_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> No
 )
 def test_bars(current: int, total: int, text: str) -> None:
     assert show.bar(current, total, 4) == text
+
+
+def test_steps_have_their_place_in_the_whole() -> None:
+    assert verb_trace.bar(0, 10, 10) == "#" * 40
+    assert verb_trace.bar(5, 5, 10) == " " * 20 + "#" * 20
+    assert verb_trace.bar(10, 0, 10) == " " * 39 + "#"

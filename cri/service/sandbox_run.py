@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -106,6 +107,8 @@ async def start(daemon: Daemon, plan: Plan) -> str:
         with trace.step("vm"):
             await failpoint.hit("sandbox.vm")
             vm = await daemon.pool.take(plan.shape)
+        # Out of the pool's small share of the processors, beside what follows.
+        entering = daemon.enter_cgroup(vm, plan.config)
         attachment: Attachment | None = None
         who = PodIdentity(pod_id, metadata.name, metadata.namespace, metadata.uid)
         try:
@@ -124,7 +127,9 @@ async def start(daemon: Daemon, plan: Plan) -> str:
                 await failpoint.hit("sandbox.bind")
                 await bind(daemon, pod, plan, attachment, trace)
             await failpoint.hit("sandbox.bound")
+            await entering
         except BaseException:
+            await asyncio.wait([entering])
             await _roll_back(daemon, vm, who, attachment)
             raise
         daemon.add_pod(pod)
@@ -141,9 +146,7 @@ async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, tra
         network["sysctls"] = {**network.get("sysctls", {}), **sysctls}
     who = identity.identity(plan.hostname, attachment.ips, resolv)
     begun = trace.elapsed()
-    pod.vm.cgroup = daemon.cgroups.path(pod.vm.id, pod.record.cgroup_parent)
-    answer = await daemon.shim_of(pod).bind(pod.record, network, who, pod.vm.cgroup or None)
-    daemon.limit(pod)
+    answer = await daemon.shim_of(pod).bind(pod.record, network, who)
     timings = answer.get("timings")
     for step, took in (timings if isinstance(timings, dict) else {}).items():
         if step == "guest":

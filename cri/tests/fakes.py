@@ -66,7 +66,7 @@ class FakeShim:
     async def ram(self) -> tuple[str, int]:
         return self.key, os.open("/dev/null", os.O_RDONLY)
 
-    async def bind(self, pod: PodRecord, network: Wire, identity: Wire, cgroup: str | None) -> Wire:
+    async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire:
         self._note("bind", pod, network, identity)
         self.pod = pod
         return {"steps": ["reseed"], "timings": {"reseed": 5}}

@@ -58,8 +58,8 @@ def test_paths_and_limits(groups: Cgroups, root: Path) -> None:
     assert groups.path("k3v9k3v9", "") == "/thaw-abc123/thaw-k3v9k3v9"
     path = groups.path("k3v9k3v9", "/kubepods/pod1")
     assert path == "/kubepods/pod1/thaw-k3v9k3v9"
-    (root / "memory" / path[1:]).mkdir(parents=True)
-    groups.limit(path, Limits(memory=4096))
+    groups.enter(path, [41, 42], Limits(memory=4096))
+    assert (root / "cpu" / path[1:] / "cgroup.procs").read_text() == "42"
     assert (root / "memory" / path[1:] / "memory.limit_in_bytes").read_text() == "4096"
 
 
@@ -89,6 +89,10 @@ def test_the_sweep_takes_what_no_vm_owns(groups: Cgroups, root: Path) -> None:
 def test_the_instances_group_goes_with_the_last_pod(groups: Cgroups, root: Path) -> None:
     pod = root / "cpu/thaw-abc123/thaw-k3v9k3v9"
     pod.mkdir()
+    weight = root / "cpu/thaw-abc123/pool/cpu.shares"
+    assert int(weight.read_text()) < 1024
+    # A plain file here, no file at all in the kernel's tree.
+    weight.unlink()
     groups.close()
     assert pod.is_dir()
     pod.rmdir()
@@ -104,7 +108,7 @@ def test_without_a_tree_there_are_no_groups(
         groups.open()
     assert len(caplog.records) == 1
     assert groups.pool == groups.path("k3v9k3v9", "/kubepods") == ""
-    groups.limit("", Limits(memory=1))
+    groups.enter("", [1], Limits(memory=1))
     groups.remove("k3v9k3v9")
     assert groups.sweep(set()) == 0
     groups.close()

@@ -33,7 +33,9 @@ class Maker:
 
 def make(maker: Maker, size: int, **more: Any) -> Pool:
     limits = Limits(size, **more)
-    return Pool("2x2048", limits, spawn=maker.spawn, kill=maker.kill, first_delay=0.01)
+    return Pool(
+        "2x2048", limits, refill=maker.spawn, spawn=maker.spawn, kill=maker.kill, first_delay=0.01
+    )
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -45,7 +45,7 @@ def a_vm(world: World, pod: PodRecord | None, *, alive: bool) -> tuple[str, Path
     folder.mkdir()
     (world.daemon.netns_folder / vm_id).touch()
     (world.daemon.scratch_folder / f"{vm_id}.ext4").touch()
-    shape = {"vcpus": 2, "memory_mib": 2048}
+    shape = {"vcpus": 1, "memory_mib": 2048}
     records.write(folder, VMRecord(vm_id, 0, 0, "key", shape, state="pooled"))
     if pod is not None:
         records.write(folder, pod)
@@ -100,7 +100,7 @@ async def test_unbound_vms_go_back_to_the_pool_or_end(world: World) -> None:
     _, dead_folder = a_vm(world, None, alive=False)
     found = await recover.recover(world.daemon)
     assert not dead_folder.exists()
-    await world.daemon.snapshots.ensure("2x2048")
+    await world.daemon.snapshots.ensure(world.daemon.config.guest.default_shape)
     await recover.return_to_pool(world.daemon, found.spare)
     assert [vm.id for vm in world.daemon.pool._ready] == [kept]
     assert not old_folder.exists()

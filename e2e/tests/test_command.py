@@ -112,3 +112,12 @@ def test_the_printed_configuration_is_good(daemon: Daemon) -> None:
     done = thaw(daemon, "config", "check", str(path))
     assert done.returncode == 1
     assert "pool.size" in done.stderr
+
+
+def test_trace_shows_the_steps_of_a_start(daemon: Daemon) -> None:
+    pod = Pod.run(daemon)
+    shown = thaw(daemon, "trace", pod.id[:12])
+    assert pod.id[:12] in shown.stdout
+    for step in ("total", "vm", "network", "bind"):
+        assert f"\n{step} " in shown.stdout
+    assert thaw(daemon, "trace", "0123456789ab").returncode == 1

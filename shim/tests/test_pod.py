@@ -44,7 +44,7 @@ class Bench:
 
     async def bind(self) -> list[str]:
         record = PodRecord(POD, PodMetadata("p", "u", "n"), 1)
-        steps, _ = await self.pod.bind(record, {"mac": "x"}, {"hostname": "p"}, None)
+        steps, _ = await self.pod.bind(record, {"mac": "x"}, {"hostname": "p"})
         return steps
 
     async def create(self, container: str = ID, *names: str, **changes: Any) -> None:

@@ -114,7 +114,7 @@ class VM:
     async def bind(self) -> dict[str, Any]:
         pod = PodRecord(self.pod_id, PodMetadata("web", "u", "default"), time.time_ns())
         params = {"pod": records.to_dict(pod), "network": NETWORK, "identity": IDENTITY}
-        return (await self.client.call("bind", {**params, "cgroup": None})).result
+        return (await self.client.call("bind", params)).result
 
     async def create(self, *args: str, mounts: dict[str, int] | None = None) -> str:
         container = ids.new_object_id()
