@@ -35,5 +35,6 @@ def pull(client: Client, image: str) -> str:
             text = f"{show.short(message.layer)}  {message.phase:<11}  {drawn}"
             progress.update(message.layer, message.phase, text)
         else:
-            progress.update("", message.phase, f"{image}  {message.phase}")
+            drawn = f"  {show.bar(message.current, message.total)}" if message.total else ""
+            progress.update("", message.phase, f"{image}  {message.phase}{drawn}")
     return image_id

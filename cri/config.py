@@ -74,7 +74,11 @@ class Vm:
         "second of one core and, under TCG, 20 MB; pods start several times faster.",
     )
     slots: int = setting(
-        12, "How many image layers can be mounted in one pod.", minimum=1, maximum=24
+        12,
+        "How many image layers can be mounted in one pod. An image whose layers are merged needs\n"
+        "one; see images.merge.",
+        minimum=1,
+        maximum=24,
     )
 
 
@@ -122,6 +126,12 @@ class Images:
     )
     stall_seconds: float = setting(
         60.0, "A transfer in which nothing arrives for so long is given up.", minimum=1.0
+    )
+    merge: str = setting(
+        "auto",
+        'When an image\'s layers are merged into one file. "auto": all, in the background after\n'
+        'their pull. "needed": only where they are more than vm.slots, as part of the pull.',
+        choices=("auto", "needed"),
     )
     min_free_mib: int = setting(
         256, "A pull is refused or ended when the disk would have less free.", minimum=0

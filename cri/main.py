@@ -92,6 +92,7 @@ async def serve(config: Config) -> None:
         await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE)
         daemon.tasks.start(_get_ready(daemon, found.spare), "base snapshot and pool")
+        daemon.images.merge_rest()
         notify("READY=1")
         log.info("thawd %s serves %s", thaw_version(), config.listen)
         await stop.wait()
@@ -109,6 +110,8 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
         config.root / "images",
         registry_config=Path(config.registry.config_path) if config.registry.config_path else None,
         limits=image_limits(config.images),
+        merge=cast("Any", config.images.merge),
+        slots=config.vm.slots,
     )
     await images.open()
     stack.push_async_callback(images.close)

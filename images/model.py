@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 GIB = 1024**3
 MIB = 1024**2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class Layer:
-    """One squashfs file; ``diff_id`` is the digest of the layer's uncompressed tar."""
+    """One squashfs file; ``diff_id`` is the digest of the layer's uncompressed tar, or, for the
+    file that all layers of an image were merged into, their chain id."""
 
     diff_id: str
     path: Path
@@ -77,12 +80,28 @@ class Image:
     repo_tags: tuple[str, ...]
     repo_digests: tuple[str, ...]
     size: int
-    """Bytes of layers and configuration on this disk; above 0."""
+    """Bytes of layers, merged file and configuration on this disk; above 0."""
     config: ImageConfig
     layers: tuple[Layer, ...]
     """Lowest first."""
     pinned: bool = False
+    merged: Layer | None = None
+    """All layers as one, once they are merged."""
 
+    @property
+    def mounts(self) -> tuple[Layer, ...]:
+        """What a container's root is made of, lowest first, each once."""
+        return (self.merged,) if self.merged is not None else unique(self.layers)
+
+
+def unique(layers: tuple[T, ...]) -> tuple[T, ...]:
+    """Layers without those that come again further up: a layer covers itself, and overlayfs
+    refuses to take one twice."""
+    return tuple(reversed(dict.fromkeys(reversed(layers))))
+
+
+MergeMode = Literal["auto", "needed"]
+"""Whether every image's layers are merged, or only those of images that need it to run."""
 
 LayerState = Literal["waiting", "downloading", "done", "present"]
 
@@ -103,6 +122,8 @@ class Progress:
 
     ref: str
     layers: tuple[LayerProgress, ...] = ()
+    merging: tuple[int, int] | None = None
+    """While the layers are merged, the last phase: bytes written, and the most that they can be."""
 
 
 @dataclass(frozen=True)

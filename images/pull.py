@@ -10,11 +10,12 @@ import logging
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hostlib import failpoint
 from hostlib.errors import DataLoss, Internal, NotFound, ResourceExhausted
@@ -66,15 +67,18 @@ class Tracker:
 
     def layers(self, descriptors: tuple[Descriptor, ...]) -> None:
         waiting = tuple(LayerProgress(item.digest, 0, item.size, "waiting") for item in descriptors)
-        self._set(waiting)
+        self._set(layers=waiting)
 
     def update(self, index: int, done: int, state: LayerState) -> None:
         layers = list(self.state.progress.layers)
         layers[index] = replace(layers[index], done=done, state=state)
-        self._set(tuple(layers))
+        self._set(layers=tuple(layers))
 
-    def _set(self, layers: tuple[LayerProgress, ...]) -> None:
-        progress = replace(self.state.progress, layers=layers)
+    def merging(self, done: int, total: int) -> None:
+        self._set(merging=(done, total))
+
+    def _set(self, **changes: Any) -> None:
+        progress = replace(self.state.progress, **changes)
         self.state = replace(self.state, progress=progress)
         for listener in list(self.listeners):
             try:
@@ -97,8 +101,8 @@ class Puller:
         self._running: set[asyncio.Task[None]] = set()
         self.presence = asyncio.Lock()
         """Held while layers are found present, and while others are removed."""
-        self.wanted: dict[str, int] = {}
-        """How many pulls rely on a layer that no record names yet, by diff id."""
+        self.wanted: Counter[tuple[str, ...]] = Counter()
+        """How many pulls rely on layers that no record names yet, and on what they merge into."""
 
     async def close(self) -> None:
         """Give up the layers under way and end the worker threads."""
@@ -112,15 +116,13 @@ class Puller:
     async def want(self, diff_ids: tuple[str, ...]) -> AsyncIterator[None]:
         """Keep these layers from garbage collection."""
         async with self.presence:
-            for item in diff_ids:
-                self.wanted[item] = self.wanted.get(item, 0) + 1
+            self.wanted[diff_ids] += 1
         try:
             yield
         finally:
-            for item in diff_ids:
-                self.wanted[item] -= 1
-                if not self.wanted[item]:
-                    del self.wanted[item]
+            self.wanted[diff_ids] -= 1
+            if not self.wanted[diff_ids]:
+                del self.wanted[diff_ids]
 
     def registry(self, ref: Reference, auth: Auth | None) -> Registry:
         """The client for `ref`'s repository."""

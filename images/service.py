@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Final
 
 from hostlib import failpoint
-from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound
+from hostlib.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ThawError,
+    Unavailable,
+)
 from hostlib.tasks import SingleFlight, in_thread
 from images import reference
+from images.merging import DiffIds, Merger
 from images.model import (
     Auth,
     Image,
@@ -21,9 +29,11 @@ from images.model import (
     Layer,
     LayerProgress,
     Limits,
+    MergeMode,
     Progress,
     PullState,
     Usage,
+    unique,
 )
 from images.pull import Puller, Tracker
 from images.reference import Reference
@@ -50,8 +60,21 @@ _ID_PREFIX: Final = re.compile(r"[0-9a-f]{3,64}")
 class Images:
     """The images of one root. Everything but `close` needs `open` first."""
 
-    def __init__(self, root: Path, *, registry_config: Path | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        registry_config: Path | None,
+        limits: Limits,
+        merge: MergeMode = "needed",
+        slots: int = 12,
+    ) -> None:
+        """`slots` is how many layers a pod can mount: an image with more is merged as part of its
+        pull, whatever `merge` says of others."""
         self._store = Store(root)
+        self._merge_all = merge == "auto"
+        self._slots = slots
+        self._merger = Merger(self._store, limits, self._commit_merged)
         self._config_path = registry_config
         self._limits = limits
         self._puller: Puller | None = None
@@ -79,7 +102,8 @@ class Images:
         self._puller = Puller(self._store, self._config_path, self._limits)
 
     async def close(self) -> None:
-        """Give up the pulls under way and end the worker threads. Idempotent."""
+        """Give up the pulls and merges under way and end the worker threads. Idempotent."""
+        await self._merger.close()
         if self._puller is not None:
             puller, self._puller = self._puller, None
             await puller.close()
@@ -141,14 +165,24 @@ class Images:
                     data, config, diff_ids = await puller.config(registry, found)
                 async with puller.want(diff_ids):
                     await puller.layers(registry, found, diff_ids, tracker)
+                    if self._too_many(diff_ids):
+                        await self._merger.now(diff_ids, tracker.merging)
                     await failpoint.hit("pull.record")
                     fresh = Record(
                         image_id, (), (), diff_ids, config,
                         len(data) if data is not None else found.config.size,
                     )  # fmt: skip
                     await self._record(fresh, name, digest, data)
+                    self._merge_later(diff_ids)
+        except (Unavailable, DeadlineExceeded):
+            # The next attempt goes on with the layers that have come.
+            raise
         except OSError as error:
+            await self.collect()
             raise puller.disk_error(error) from error
+        except ThawError:
+            await self.collect()
+            raise
         return image_id
 
     async def _record(
@@ -173,6 +207,50 @@ class Images:
                 if name in other.names and other.id != record.id:
                     names = tuple(item for item in other.names if item != name)
                     await self._change(replace(other, names=names))
+
+    # --- merged layers
+
+    def _too_many(self, diff_ids: DiffIds) -> bool:
+        return len(unique(diff_ids)) > self._slots
+
+    def _merge_later(self, diff_ids: DiffIds) -> None:
+        if self._too_many(diff_ids) or (self._merge_all and len(unique(diff_ids)) > 1):
+            self._merger.later(diff_ids)
+
+    def merge_rest(self) -> None:
+        """Begin to merge, in the background, the images that are here and not merged yet."""
+        for record in self._records.values():
+            self._merge_later(record.diff_ids)
+
+    async def merge(self, image_id: str) -> Image:
+        """The image with its layers merged; returns when they are.
+
+        Raises `NotFound`, and what `Merger.now` does.
+        """
+        record = self._records.get(image_id)
+        if record is None:
+            raise NotFound(f"no image {image_id}", hint="pull it again")
+        await self._merger.now(record.diff_ids)
+        image = self._images.get(image_id)
+        if image is None:
+            raise NotFound(f"image {image_id} was removed while its layers were merged")
+        return image
+
+    async def runnable(self, image: Image) -> Image:
+        """The image as a pod can mount it: merged first where its layers are too many."""
+        return await self.merge(image.id) if len(image.mounts) > self._slots else image
+
+    async def _commit_merged(self, temporary: Path | None, diff_ids: DiffIds) -> None:
+        async with self._writing:
+            if temporary is not None:
+                await in_thread(self._store.commit_merged, temporary, diff_ids)
+            for record in self._records.values():
+                if record.diff_ids == diff_ids:
+                    self._images[record.id] = await in_thread(self._store.image, record)
+
+    def _unused(self, diff_ids: DiffIds) -> bool:
+        wanted = self._puller is not None and diff_ids in self._puller.wanted
+        return not wanted and all(one.diff_ids != diff_ids for one in self._records.values())
 
     async def _change(self, record: Record) -> None:
         await in_thread(self._store.update, record)
@@ -230,6 +308,8 @@ class Images:
             else:
                 await in_thread(self._store.remove, image.id)
             del self._records[image.id], self._images[image.id]
+        if self._unused(record.diff_ids):
+            await self._merger.cancel(record.diff_ids)
         await self.collect()
 
     def hold(self, image_id: str, holder: str) -> None:
@@ -256,8 +336,9 @@ class Images:
                     del self._removed[image_id]
         async with puller.presence, self._writing:
             kept = [*self._records.values(), *self._removed.values()]
-            diff_ids = {item for record in kept for item in record.diff_ids} | set(puller.wanted)
-            paths = {self._store.layer_path(item) for item in diff_ids}
+            images = {record.diff_ids for record in kept} | set(puller.wanted)
+            paths = {self._store.layer_path(item) for diff_ids in images for item in diff_ids}
+            paths |= {self._store.merged_path(diff_ids) for diff_ids in images}
             blobs = {record.id for record in kept}
             return await in_thread(self._store.collect, paths, blobs)
 

@@ -22,7 +22,7 @@ from images.decompress import Decompressed, Format
 from images.layers import Plan, Replay, Rewriter
 from images.model import Limits
 
-CONVERTER: Final = 1
+CONVERTER: Final = 2
 """Raised with each change of what is written: a better converter never meets an old file."""
 OPTIONS: Final = "raw-128k"
 """Names the options below in file names."""
@@ -86,19 +86,26 @@ def _rewrite(
         os.close(sink)
 
 
-async def _sqfstar(source: int, target: Path) -> process.Result:
+def bound() -> tuple[str, ...]:
+    """What to put before a command that must not outlive this process: what outlives a crash would
+    write into the swept folder. Raises `FailedPrecondition`."""
+    return (process.find("setpriv", package="util-linux"), "--pdeathsig", "KILL")
+
+
+async def sqfstar(source: int, target: Path, *, before: tuple[str, ...] = ()) -> process.Result:
+    """Make `target` of the tar that comes through the pipe `source`, which is closed here. The
+    program runs behind the commands `before`. Raises `FailedPrecondition` where it is missing."""
     try:
-        # Bound to this process's life: what outlives a crash would write into the swept folder.
-        keeper = process.find("setpriv", package="util-linux")
         program = process.find("sqfstar", package="squashfs-tools")
+        argv = (*before, *bound(), program, *_ARGV, str(target))
     except BaseException:
         os.close(source)
         raise
-    argv = (keeper, "--pdeathsig", "KILL", program, *_ARGV, str(target))
     return await process.run(*argv, stdin=source, timeout=None, check=False)
 
 
-def _failure(result: process.Result, target: Path) -> ThawError:
+def failure(result: process.Result, target: Path) -> ThawError:
+    """The user's error for an sqfstar that failed."""
     text = (result.stderr + result.stdout).decode(errors="replace").strip()[-500:]
     if os.strerror(errno.ENOSPC) in text:
         return disk_full(target)
@@ -130,7 +137,7 @@ async def convert(
     """
     await failpoint.hit("convert.start")
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    tool = asyncio.create_task(_sqfstar(read_end, target), name="sqfstar")
+    tool = asyncio.create_task(sqfstar(read_end, target), name="sqfstar")
     loop = asyncio.get_running_loop()
     rewrite: asyncio.Future[None] = asyncio.ensure_future(
         loop.run_in_executor(threads, _rewrite, channel, write_end, promised, diff_id, limits, plan)
@@ -144,10 +151,10 @@ async def convert(
         try:
             await asyncio.shield(rewrite)
         except BrokenPipeError:
-            raise _failure(await tool, target) from None
+            raise failure(await tool, target) from None
         result = await tool
         if result.returncode != 0:
-            raise _failure(result, target)
+            raise failure(result, target)
     except BaseException:
         # Killed before the pipe closes: at the end of its input sqfstar would finish the file.
         tool.cancel()

@@ -4,6 +4,7 @@
 
     blobs/<digest>                      manifests and configurations, by sha256
     layers/<diff_id>-<version>-<options>.squashfs
+    merged/<chain id>-<version>-<options>.squashfs
     records/<config digest>.json        one per image: names, digests, layers
     ingest/                             what is being written; emptied at start
 
@@ -30,6 +31,8 @@ from images.model import Image, ImageConfig, Layer, Usage
 
 KIND: Final = "image"
 VERSION: Final = 1
+MERGER: Final = 1
+"""Raised with each change of what a merge writes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Record:
     pinned: bool = False
 
 
+def chain_id(diff_ids: tuple[str, ...]) -> str:
+    """What names layers applied one upon the other (OCI image specification, "Layer ChainID")."""
+    chain = diff_ids[0]
+    for diff_id in diff_ids[1:]:
+        chain = f"sha256:{hashlib.sha256(f'{chain} {diff_id}'.encode()).hexdigest()}"
+    return chain
+
+
 def full(error: OSError) -> bool:
     """Whether the disk, or the owner's part of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -59,6 +70,7 @@ class Store:
         self.folder = root / "images"
         self._blobs = self.folder / "blobs"
         self._layers = self.folder / "layers"
+        self._merged = self.folder / "merged"
         self._records = self.folder / "records"
         self.ingest = self.folder / "ingest"
 
@@ -66,12 +78,18 @@ class Store:
         name = f"{diff_id.removeprefix('sha256:')}-{squashfs.CONVERTER}-{squashfs.OPTIONS}"
         return self._layers / f"{name}.squashfs"
 
+    def merged_path(self, diff_ids: tuple[str, ...]) -> Path:
+        """Where these layers are as one. Its converter's version is that of its inputs, too."""
+        version = f"{squashfs.CONVERTER}.{MERGER}"
+        name = f"{chain_id(diff_ids).removeprefix('sha256:')}-{version}-{squashfs.OPTIONS}"
+        return self._merged / f"{name}.squashfs"
+
     def open(self) -> list[tuple[Record, str | None]]:
         """Make the folders, sweep what a crash left, and read every record.
 
         Each record comes with the reason why it cannot be used, or None.
         """
-        for folder in (self._blobs, self._layers, self._records):
+        for folder in (self._blobs, self._layers, self._merged, self._records):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             records.sweep(folder)
         shutil.rmtree(self.ingest, ignore_errors=True)
@@ -141,17 +159,24 @@ class Store:
 
     def commit_layer(self, temporary: Path, diff_id: str) -> None:
         """Make a finished layer visible, durably."""
-        failpoint.hit_sync("layer.sync")
+        self._commit(temporary, self.layer_path(diff_id), "layer")
+
+    def commit_merged(self, temporary: Path, diff_ids: tuple[str, ...]) -> None:
+        """Make merged layers visible, durably."""
+        self._commit(temporary, self.merged_path(diff_ids), "merge")
+
+    def _commit(self, temporary: Path, path: Path, point: str) -> None:
+        failpoint.hit_sync(f"{point}.sync")
         descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
             os.fchmod(descriptor, 0o400)
         finally:
             os.close(descriptor)
-        failpoint.hit_sync("layer.rename")
-        os.rename(temporary, self.layer_path(diff_id))
-        records.sync_folder(self._layers)
-        failpoint.hit_sync("layer.renamed")
+        failpoint.hit_sync(f"{point}.rename")
+        os.rename(temporary, path)
+        records.sync_folder(path.parent)
+        failpoint.hit_sync(f"{point}.renamed")
 
     def image(self, record: Record) -> Image:
         """The image of a record whose layers are all there. Raises FileNotFoundError."""
@@ -160,16 +185,21 @@ class Store:
             for diff_id in record.diff_ids
             for path in (self.layer_path(diff_id),)
         )
-        size = record.config_bytes + sum({layer.path: layer.size for layer in layers}.values())
+        merged = None
+        path = self.merged_path(record.diff_ids)
+        with contextlib.suppress(FileNotFoundError):
+            merged = Layer(chain_id(record.diff_ids), path, path.stat().st_size)
+        files = {layer.path: layer.size for layer in (*layers, *((merged,) if merged else ()))}
         return Image(
-            record.id, record.names, record.digests, size, record.config, layers, record.pinned
-        )
+            record.id, record.names, record.digests, record.config_bytes + sum(files.values()),
+            record.config, layers, record.pinned, merged,
+        )  # fmt: skip
 
-    def collect(self, used_layers: set[Path], used_blobs: set[str]) -> int:
-        """Remove every layer and blob but those in use; the bytes freed."""
+    def collect(self, used: set[Path], used_blobs: set[str]) -> int:
+        """Remove every layer, merged file and blob but those in use; the bytes freed."""
         freed = 0
-        for path in self._layers.iterdir():
-            if path not in used_layers:
+        for path in (*self._layers.iterdir(), *self._merged.iterdir()):
+            if path not in used:
                 freed += _unlink(path)
         for path in self._blobs.iterdir():
             if f"sha256:{path.name}" not in used_blobs:

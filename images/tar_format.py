@@ -1,8 +1,8 @@
 """The tar format: a bounded reader on `tarfile`, and the writer of what sqfstar reads.
 
-What is written is the plainest tar that can hold a layer: ustar headers, and PAX records for what
-does not fit them. sqfstar 4.5 parses nothing else of ours, which spares us its gaps (no base-256
-numbers below zero, no sparse maps needed, no ``hdrcharset``).
+What is written is the plainest tar that can hold a layer: ustar headers, PAX records for what does
+not fit them, and GNU's record for long link targets. sqfstar 4.5 parses nothing else of ours, which
+spares us its gaps (no base-256 numbers below zero, no sparse maps needed, no ``hdrcharset``).
 """
 
 from __future__ import annotations
@@ -164,6 +164,10 @@ def _block(
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
 
+def _extension(name: bytes, kind: bytes, data: bytes) -> bytes:
+    return _block(name, kind, 0, 0, 0, len(data), 0, b"", (0, 0)) + data + padding(len(data))
+
+
 def encode(
     name: bytes,
     kind: bytes,
@@ -183,8 +187,6 @@ def encode(
     records = b""
     if len(name) > 100:
         records += _record(b"path", name)
-    if len(link) > 100:
-        records += _record(b"linkpath", link)
     for key, value in ((b"uid", uid), (b"gid", gid)):
         if value >= 8**7:
             records += _record(key, b"%d" % value)
@@ -193,9 +195,11 @@ def encode(
     for attribute, content in sorted((xattrs or {}).items()):
         records += _record(b"SCHILY.xattr." + attribute.encode("utf-8", "surrogateescape"), content)
     extended = b""
+    if len(link) > 100:
+        # sqfstar takes leading "/", "./" and "../" off a PAX linkpath, not off GNU's long link.
+        extended += _extension(b"././@LongLink", b"K", link + b"\0")
     if records:
-        extended = _block(b"pax", b"x", 0, 0, 0, len(records), 0, b"", (0, 0))
-        extended += records + padding(len(records))
+        extended += _extension(b"pax", b"x", records)
     return extended + _block(
         name[:100],
         kind,

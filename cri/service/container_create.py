@@ -58,13 +58,7 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
 async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     """Make the container; its id. When it fails nothing of it is left."""
     container_id = ids.new_object_id()
-    image = daemon.find_image(config.image.image)
-    if len(image.layers) > daemon.config.vm.slots:
-        raise ResourceExhausted(
-            f"image {config.image.image} has {len(image.layers)} layers; a pod has"
-            f" {daemon.config.vm.slots} slots",
-            hint="build it with fewer layers, or raise vm.slots",
-        )
+    image = await daemon.images.runnable(daemon.find_image(config.image.image))
     built = oci_spec.build(
         container_id, pod_config(pod), config, image.config, hostname=pod.record.hostname
     )
@@ -77,9 +71,15 @@ async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     try:
         for mount in built.mounts:
             descriptors += [await in_thread(open_host_path, mount.host_path)]
-        await shim.container_create(
-            record, built.spec, layers(image), _shares(built.mounts), descriptors
-        )
+        shares = _shares(built.mounts)
+        try:
+            await shim.container_create(record, built.spec, layers(image), shares, descriptors)
+        except ResourceExhausted:
+            if len(image.mounts) == 1:
+                raise
+            # Other containers have the slots. Merged, the image needs one.
+            image = await daemon.images.merge(image.id)
+            await shim.container_create(record, built.spec, layers(image), shares, descriptors)
         await failpoint.hit("container.created")
     except BaseException:
         daemon.images.release(container_id)
@@ -99,11 +99,12 @@ def pod_config(pod: Pod) -> v1.PodSandboxConfig:
 
 
 def layers(image: Image) -> list[dict[str, str]]:
-    """The image's layers as the shim wants them, lowest first. A name fits the agent's pattern and
-    is the same for the same layer, so that containers of a pod share its slot."""
+    """The image's layers, or what they are merged into, as the shim wants them, lowest first. A
+    name fits the agent's pattern and is the same for the same content, so that containers of a pod
+    share its slot."""
     return [
         {"name": layer.diff_id.rpartition(":")[2][:64], "path": str(layer.path)}
-        for layer in image.layers
+        for layer in image.mounts
     ]
 
 

@@ -38,6 +38,7 @@ def message(image: Image) -> v1.Image:
 
 def info(image: Image) -> dict[str, str]:
     layers = [{"diff_id": each.diff_id, "size": each.size} for each in image.layers]
+    one = {"chain_id": image.merged.diff_id, "size": image.merged.size} if image.merged else None
     config = {
         "user": image.config.user,
         "env": list(image.config.env),
@@ -46,4 +47,4 @@ def info(image: Image) -> dict[str, str]:
         "working_dir": image.config.working_dir,
         "stop_signal": image.config.stop_signal,
     }
-    return {"info": json.dumps({"layers": layers, "config": config})}
+    return {"info": json.dumps({"layers": layers, "merged": one, "config": config})}

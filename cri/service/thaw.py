@@ -63,6 +63,9 @@ async def pull(daemon: Daemon, request: api.PullRequest) -> AsyncIterator[api.Pu
         if isinstance(item, tuple):
             yield api.PullProgress(phase="done", image_ref=item[0].id)
             continue
+        if item.merging is not None:
+            done, total = item.merging
+            yield api.PullProgress(phase="merging", current=done, total=total)
         for layer in item.layers:
             # A message for each layer that moved, not for each layer each time.
             if told.get(layer.digest) != layer:
