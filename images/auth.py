@@ -23,6 +23,8 @@ MAX_TOKEN_ANSWER: Final = 256 * 1024
 _DEFAULT_LIFE: Final = 60.0
 """Seconds that a token without ``expires_in`` lives, by the token specification."""
 
+_LONGEST_LIFE: Final = 86400
+
 _PARAMETER: Final = re.compile(r'\s*,?\s*([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
 _SCHEME: Final = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)(?=\s|$)")
 
@@ -144,7 +146,10 @@ class Tokens:
         fetch: Fetch,
     ) -> tuple[str, float]:
         realm = challenge.parameters.get("realm", "")
-        parts = urlsplit(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
         plain_registry = urlsplit(base).scheme == "http"
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Unauthenticated(f"{urlsplit(base).netloc} names no usable token server")
@@ -187,6 +192,8 @@ def _read_token(status: int, body: bytes, server: str) -> tuple[str, float]:
         raise Unauthenticated(f"token server {server} answered {status} without a token")
     assert isinstance(data, dict)
     life = data.get("expires_in")
-    seconds = float(life) if isinstance(life, int | float) and life > 0 else _DEFAULT_LIFE
+    seconds = _DEFAULT_LIFE
+    if isinstance(life, int | float) and life > 0:
+        seconds = float(min(life, _LONGEST_LIFE))
     # A token that ends while a request is on its way would cost a failed request.
     return token, max(seconds - 5, 1)

@@ -120,7 +120,7 @@ class Rewriter:
                     # tarfile keeps every member it has read.
                     tar.members = []  # type: ignore[attr-defined]
                     self._member(tar, member, plan)
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, OverflowError, IndexError) as error:
             raise DataLoss(f"the layer's tar archive is damaged: {error}") from error
         while self._source.read(_COPY):
             pass
@@ -276,6 +276,8 @@ class Rewriter:
         if not member.isreg() and member.type not in kinds:
             raise InvalidArgument(f"layer holds {path[:200]!a} of type {member.type!r}")
         size = member.size if member.isreg() else 0
+        if size < 0:
+            raise DataLoss(f"layer holds {path[:200]!a} of {size} bytes")
         if size > self._limits.layer_bytes - self._bytes:
             raise ResourceExhausted(
                 f"the layer is a bomb: over {self._limits.layer_bytes} bytes of files",
@@ -283,7 +285,7 @@ class Rewriter:
             )
         self._bytes += size
         link = _bytes(member.linkname) if member.issym() else b""
-        if member.issym() and (not link or len(link) >= self._limits.path_bytes):
+        if member.issym() and (not link or b"\0" in link or len(link) >= self._limits.path_bytes):
             raise InvalidArgument(f"layer holds the link {path[:200]!a} to a bad target")
         device = (member.devmajor, member.devminor) if member.isdev() else (0, 0)
         self._sink(

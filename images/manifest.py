@@ -32,6 +32,9 @@ _CONFIGS: Final = frozenset(
 )
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
+MAX_SIZE: Final = 2**63 - 1
+"""Sizes are 64-bit integers (OCI image specification, "Descriptor")."""
+
 _BROKEN: Final = "the image is broken: build or push it again"
 
 
@@ -62,6 +65,8 @@ def load(data: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `data`. Raises `DataLoss`."""
     try:
         body = json.loads(data)
+        # Escapes can name half a character (\\ud800), which no other part could pass on.
+        json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DataLoss(f"{what} is no JSON", hint=_BROKEN) from error
     if not isinstance(body, dict):
@@ -75,7 +80,7 @@ def _descriptor(body: object, what: str) -> Descriptor:
     media_type, digest, size = (body.get(key) for key in ("mediaType", "digest", "size"))
     if not isinstance(digest, str) or not is_digest(digest):
         raise DataLoss(f"{what} has no sha256 digest", hint=_BROKEN)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
         raise DataLoss(f"{what} has no size", hint=_BROKEN)
     if not isinstance(media_type, str):
         raise DataLoss(f"{what} has no media type", hint=_BROKEN)
@@ -86,6 +91,8 @@ def media_type(body: dict[str, Any], content_type: str) -> str:
     """The manifest's type. Raises `DataLoss` when header, field and shape do not agree."""
     sent = content_type.partition(";")[0].strip().lower()
     inner = body.get("mediaType")
+    if inner is not None and not isinstance(inner, str):
+        raise DataLoss("the manifest has a bad media type", hint=_BROKEN)
     if body.get("schemaVersion") == 1 or "docker.distribution.manifest.v1+" in sent:
         raise Unimplemented(
             "the image has a manifest of docker schema 1, which is obsolete",
@@ -143,9 +150,10 @@ def choose(body: dict[str, Any], arch: str) -> Descriptor:
         if not isinstance(found, dict):
             continue
         name = f"{found.get('os')}/{found.get('architecture')}"
-        if name == f"linux/{arch}" and item.get("mediaType") in MANIFESTS | INDEXES:
+        kind = item.get("mediaType")
+        if name == f"linux/{arch}" and isinstance(kind, str) and kind in MANIFESTS | INDEXES:
             return _descriptor(item, f"entry {number} of the index")
-        offered.append(name)
+        offered.append(name[:64])
     raise NotFound(
         f"the image does not exist for linux/{arch}",
         hint=f"it exists for {', '.join(sorted(set(offered))[:10]) or 'no platform'}",

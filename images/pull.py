@@ -112,6 +112,11 @@ class Puller:
             await asyncio.wait(tasks)
         await in_thread(self._threads.shutdown)
 
+    async def settle(self) -> None:
+        """Wait until layers that were given up are gone, or in the store after all."""
+        if tasks := [task for task in self._running if task.cancelling()]:
+            await asyncio.wait(tasks)
+
     @contextlib.asynccontextmanager
     async def want(self, diff_ids: tuple[str, ...]) -> AsyncIterator[None]:
         """Keep these layers from garbage collection."""
@@ -131,15 +136,20 @@ class Puller:
     async def resolve(self, registry: Registry, ref: Reference) -> tuple[str, Manifest]:
         """The digest that `ref` means now, and this platform's manifest behind it."""
         arch = manifest.architecture()
-        target, top = ref.target, ""
+        target, top, size = ref.target, "", None
         for _ in range(_MAX_INDEXES):
             await failpoint.hit("pull.resolve")
             data, content_type = await registry.manifest(target)
             top = top or f"sha256:{hashlib.sha256(data).hexdigest()}"
+            if size is not None and size != len(data):
+                raise DataLoss(
+                    f"the index of {ref} says that {target} has {size} bytes, it has {len(data)}"
+                )
             body = manifest.load(data, f"the manifest of {ref}")
             if manifest.media_type(body, content_type) in manifest.MANIFESTS:
                 return top, manifest.manifest(body, self._limits)
-            target = manifest.choose(body, arch).digest
+            chosen = manifest.choose(body, arch)
+            target, size = chosen.digest, chosen.size
         raise DataLoss(f"the index of {ref} names indexes without end")
 
     async def config(

@@ -178,12 +178,18 @@ class Images:
             # The next attempt goes on with the layers that have come.
             raise
         except OSError as error:
-            await self.collect()
+            await self._forget_layers(puller)
             raise puller.disk_error(error) from error
         except ThawError:
-            await self.collect()
+            await self._forget_layers(puller)
             raise
         return image_id
+
+    async def _forget_layers(self, puller: Puller) -> None:
+        """After a pull that will not work the next time either, or has filled the disk."""
+        await puller.settle()
+        if self._puller is not None:
+            await self.collect()
 
     async def _record(
         self, fresh: Record, name: str | None, digest: str, data: bytes | None

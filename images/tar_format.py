@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import tarfile
 from collections.abc import Mapping
-from typing import IO, Final, Protocol, cast
+from typing import IO, Any, Final, Protocol, cast
 
 from hostlib.errors import DataLoss, InvalidArgument, ResourceExhausted
 
@@ -18,7 +18,10 @@ BLOCK: Final = 512
 READ: Final = 1024 * 1024
 """Bytes asked of the source at a time."""
 MAX_EXTENSION: Final = 1024 * 1024
-"""The most bytes of one PAX or long-name record: tarfile holds them in memory as a whole."""
+"""The most bytes of one PAX or long-name record, which is held in memory as a whole, and of all
+global PAX records of an archive."""
+MAX_HEADERS: Final = 4 * MAX_EXTENSION
+"""The most bytes of all headers of one member, maps of sparse files among them."""
 
 MAX_TIME: Final = 2**32 - 1
 """squashfs keeps seconds since the epoch in 32 unsigned bits."""
@@ -42,7 +45,43 @@ class BoundedInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> BoundedInfo:
         return _from_tarfile(cls, tarfile)
 
+    def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """The member behind a PAX header. tarfile of Debian 12 parses it with regular expressions
+        that take hours over a megabyte of digits (CVE-2024-6232), and no other thread runs then."""
+        source = _forward(tar)
+        records = _records(source.read(self._block(self.size))[: self.size])  # type: ignore[attr-defined]
+        headers = dict(tar.pax_headers)
+        headers |= dict(records)
+        if self.type == tarfile.XGLTYPE:
+            source.globals += self.size
+            if source.globals > MAX_EXTENSION:
+                raise ResourceExhausted("the layer is a bomb: global tar headers without end")
+            tar.pax_headers = headers
+        found = type(self).fromtarfile(tar)
+        inner = cast("Any", found)
+        if "GNU.sparse.map" in headers:
+            self._proc_gnusparse_01(found, headers)  # type: ignore[attr-defined]
+        elif "GNU.sparse.size" in headers:
+            inner.sparse = list(
+                zip(
+                    (int(value) for key, value in records if key == "GNU.sparse.offset"),
+                    (int(value) for key, value in records if key == "GNU.sparse.numbytes"),
+                    strict=False,
+                )
+            )
+        elif (headers.get("GNU.sparse.major"), headers.get("GNU.sparse.minor")) == ("1", "0"):
+            self._proc_gnusparse_10(found, headers, tar)  # type: ignore[attr-defined]
+        if self.type != tarfile.XGLTYPE:
+            inner._apply_pax_info(headers, tar.encoding, tar.errors)
+            found.offset = self.offset
+            if "size" in headers:
+                plain = found.isreg() or found.type not in tarfile.SUPPORTED_TYPES
+                tar.offset = found.offset_data + (inner._block(found.size) if plain else 0)
+        return found
+
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise DataLoss(f"a tar header names a size of {self.size} bytes")
         if self.type in _EXTENSIONS and self.size > MAX_EXTENSION:
             raise ResourceExhausted(
                 f"the layer is a bomb: a tar header of {self.size} bytes",
@@ -53,8 +92,35 @@ class BoundedInfo(tarfile.TarInfo):
         return member
 
 
+def _records(data: bytes) -> list[tuple[str, str]]:
+    """The records of a PAX header (POSIX pax, "pax Extended Header")."""
+    found: list[tuple[str, str]] = []
+    position = 0
+    while position < len(data) and data[position]:
+        digits, space, _ = data[position : position + 11].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        record = data[position + len(digits) + 1 : position + length]
+        key, equals, value = record[:-1].partition(b"=")
+        if position + length > len(data) or not key or not equals or record[-1:] != b"\n":
+            raise DataLoss("the layer's tar archive is damaged: a PAX record is malformed")
+        found.append(
+            (key.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+        )
+        position += length
+    return found
+
+
+def _forward(tar: tarfile.TarFile) -> _Forward:
+    assert isinstance(tar.fileobj, _Forward)
+    return tar.fileobj
+
+
 def _from_tarfile(cls: type[BoundedInfo], tar: tarfile.TarFile) -> BoundedInfo:
     first = tar.offset == 0
+    source = _forward(tar)
+    outermost = source.budget is None
+    if outermost:
+        source.budget = MAX_HEADERS
     try:
         return super(BoundedInfo, cls).fromtarfile(tar)
     except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
@@ -69,6 +135,9 @@ def _from_tarfile(cls: type[BoundedInfo], tar: tarfile.TarFile) -> BoundedInfo:
         raise DataLoss(f"the layer's tar archive is damaged: {error}") from error
     except RecursionError as error:
         raise InvalidArgument("the layer's tar headers are nested without end") from error
+    finally:
+        if outermost:
+            source.budget = None
 
 
 class Readable(Protocol):
@@ -86,6 +155,10 @@ class _Forward:
         self._chunk = b""
         self._used = 0
         self._position = 0
+        self.budget: int | None = None
+        """How many bytes may still be read, while a header is."""
+        self.globals = 0
+        """Bytes of global PAX headers so far."""
 
     def tell(self) -> int:
         return self._position
@@ -99,6 +172,13 @@ class _Forward:
         return self._position
 
     def read(self, size: int) -> bytes:
+        if self.budget is not None:
+            self.budget -= size
+            if self.budget < 0:
+                raise ResourceExhausted(
+                    "the layer is a bomb: the tar headers of one member do not end",
+                    hint=f"headers of up to {MAX_HEADERS} bytes are read",
+                )
         first = self._take(size)
         if len(first) == size or not first:
             return first
@@ -183,7 +263,9 @@ def encode(
 ) -> bytes:
     """The header blocks of one member; its data and `padding` follow."""
     uid, gid = (min(max(value, 0), MAX_ID) for value in (uid, gid))
-    seconds = min(max(int(mtime), 0), MAX_TIME)
+    # A PAX record's time may be inf or nan.
+    seconds = int(min(max(mtime, 0), MAX_TIME)) if mtime == mtime else 0
+    major, minor = (min(max(number, 0), 8**7 - 1) for number in device)
     records = b""
     if len(name) > 100:
         records += _record(b"path", name)
@@ -209,5 +291,5 @@ def encode(
         size % 8**11,
         seconds,
         link[:100],
-        (min(device[0], 8**7 - 1), min(device[1], 8**7 - 1)),
+        (major, minor),
     )

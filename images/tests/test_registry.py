@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from hostlib import errors, process
+from images.manifest import architecture
 from images.service import Auth, Images, Limits
-from images.tests.build import Entry, compress, image, sha, tar
+from images.tests.build import OCI_INDEX, Entry, compress, image, index, sha, tar
 from images.tests.fake_registry import Answer, Behaviour, FakeRegistry, Request, running
 
 LAYER = tar(Entry("a", b"x" * 200_000))
@@ -194,6 +195,10 @@ async def test_a_stall(registry: FakeRegistry, tmp_path: Path) -> None:
         (None, {"config": {"mediaType": "x", "digest": sha(b""), "size": 1}},
          errors.InvalidArgument),
         (None, {"layers": [{"mediaType": "x", "digest": sha(b""), "size": -1}]}, errors.DataLoss),
+        (None, {"layers": [{"mediaType": "x", "digest": sha(b""), "size": 2**64}]},
+         errors.DataLoss),
+        (None, {"mediaType": ["x"]}, errors.DataLoss),
+        (None, {"annotations": {"x": "\ud800"}}, errors.DataLoss),
         (None, {"layers": [{"mediaType": "x", "digest": sha(b""), "size": 1}] * 128},
          errors.ResourceExhausted),
     ],
@@ -211,6 +216,39 @@ async def test_manifests_that_lie(
     registry.add_manifest(data, content_type or built.media_type, "latest")
     with pytest.raises(error):
         await images.pull(f"{registry.host}/a")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"size": 7}, errors.DataLoss), ({"mediaType": {}}, errors.NotFound),
+     ({"digest": sha(b"")}, errors.NotFound)],
+)  # fmt: skip
+async def test_indexes_that_lie(
+    images: Images, registry: FakeRegistry, change: dict[str, object], error: type[errors.ThawError]
+) -> None:
+    body = json.loads(index((architecture(), registry.add(image(LAYER), ""))))
+    body["manifests"][0] |= change
+    registry.add_manifest(json.dumps(body).encode(), OCI_INDEX, "latest")
+    with pytest.raises(error):
+        await images.pull(f"{registry.host}/a")
+
+
+async def test_a_configuration_with_half_a_character(
+    images: Images, registry: FakeRegistry
+) -> None:
+    """It would make every later list of images fail."""
+    registry.add(image(LAYER, config={"User": "\ud800"}))
+    with pytest.raises(errors.DataLoss, match="configuration is no JSON"):
+        await images.pull(f"{registry.host}/a")
+
+
+async def test_layers_of_an_image_that_is_refused_do_not_stay(
+    images: Images, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    registry.add(image(LAYER, tar(Entry("../x"))))
+    with pytest.raises(errors.InvalidArgument):
+        await images.pull(f"{registry.host}/a")
+    assert not [item for item in (tmp_path / "root/images").rglob("*") if item.is_file()]
 
 
 async def test_a_manifest_that_is_no_json(images: Images, registry: FakeRegistry) -> None:

@@ -1,0 +1,134 @@
+"""Images of many layers: more than a pod has slots for, and before and after their merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cri.api import v1_pb2
+from demo import oci
+from e2e.harness.daemon import Daemon
+from e2e.harness.pods import Pod
+from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.registry import Registry
+from e2e.harness.waiting import until
+
+
+def layered(base: oci.Image, layers: list[oci.Layer]) -> oci.Image:
+    """`base` with more layers on top."""
+    blobs, diff_ids = zip(*(layer.blob() for layer in layers), strict=True)
+    document = json.loads(base.config.data)
+    document["rootfs"]["diff_ids"] += diff_ids
+    config = replace(base.config, data=json.dumps(document).encode())
+    manifest = json.loads(base.manifest.data)
+    manifest["config"] = config.descriptor
+    manifest["layers"] += [blob.descriptor for blob in blobs]
+    data = json.dumps(manifest).encode()
+    return oci.Image(replace(base.manifest, data=data), config, (*base.layers, *blobs))
+
+
+def many(count: int) -> list[oci.Layer]:
+    """Each layer adds a file of its own, deletes that of the layer before, replaces a folder's
+    content and one file, and links two names of which the next layer deletes the first."""
+    made = []
+    for n in range(count):
+        layer = oci.Layer(zstd=n % 2 == 0)
+        layer.file("data/top", f"{n}").file(f"data/own{n}", f"{n}")
+        layer.file(f"data/kept{n}", f"kept {n}")
+        layer.replace("data/folder").file(f"data/folder/f{n}", f"{n}")
+        if n:
+            layer.delete(f"data/own{n - 1}")
+        made.append(layer)
+    return made
+
+
+def expected(count: int) -> list[str]:
+    kept = [f"kept{n}" for n in range(count)]
+    return sorted(["folder", f"own{count - 1}", "top", *kept])
+
+
+LIST = "cd /data; ls; cat top; echo; ls folder; find / -xdev -type c | grep -v ^/dev; true"
+
+
+def listing(count: int) -> str:
+    return "\n".join([*expected(count), f"{count - 1}", f"f{count - 1}"])
+
+
+def merged(daemon: Daemon, image: str) -> bool:
+    request = v1_pb2.ImageStatusRequest(image=v1_pb2.ImageSpec(image=image), verbose=True)
+    found = daemon.client.image("ImageStatus", request, v1_pb2.ImageStatusResponse)
+    return json.loads(found.info["info"])["merged"] is not None
+
+
+def test_an_image_with_more_layers_than_slots_runs(
+    daemon: Daemon, registry: Registry, built: dict[str, oci.Image]
+) -> None:
+    ref = registry.push(layered(built["demo/shell"], many(19)), "e2e/layers20")
+    phases = [message.phase for message in daemon.client.pull(ref)]
+    assert "merging" in phases
+    assert merged(daemon, ref)
+    pod = Pod.run(daemon)
+    container = pod.start(ref, SLEEP)
+    assert container.sh(LIST) == listing(19)
+    assert container.sh("cat /data/kept0 /data/kept18") == "kept 0kept 18"
+    container.sh("echo new > /data/top && rm /data/kept0")
+    assert pod.start(ref, SLEEP, name="second").sh(LIST) == listing(19)
+    pod.remove()
+    daemon.client.remove_image(ref)
+
+
+@pytest.mark.parametrize("slots", [12, 8])
+def test_an_image_runs_before_and_after_its_merge(
+    make_daemon: Callable[..., Daemon], registry: Registry, built: dict[str, oci.Image], slots: int
+) -> None:
+    layers = many(5)
+    # An empty layer that comes twice, as those of commands that change no file do.
+    stack = [*layers[:3], oci.Layer(), *layers[3:], oci.Layer()]
+    ref = registry.push(layered(built["demo/shell"], stack), "e2e/layers8")
+    # The same layers in another order.
+    other = registry.push(layered(built["demo/shell"], layers[3::-1]), "e2e/other")
+    own = [oci.Layer().file(f"data/x{n}", f"{n}") for n in range(4)]
+    strange = registry.push(layered(built["demo/shell"], own), "e2e/strange")
+    settings = {"images": {"merge": "needed"}, "vm": {"slots": slots}}
+    daemon = make_daemon(settings=settings).start()
+    for image in (SHELL, ref, other, strange):
+        daemon.client.pull_image(image)
+        assert not merged(daemon, image)
+    pod = Pod.run(daemon)
+    before = pod.start(ref, SLEEP, name="before")
+    assert before.sh(LIST) == listing(5)
+    shared = pod.start(other, SLEEP, name="shared")
+    assert shared.sh("cat /data/top; echo; ls /data/folder") == "0\nf0"
+    assert pod.start(SHELL, SLEEP, name="base").sh("ls -d /[d]*") == "/dev"
+    # 7 slots are in use: with 8 there is no room for 4 more layers, but for what they merge into.
+    beside = pod.start(strange, SLEEP, name="beside")
+    assert beside.sh("ls /data") == "\n".join(f"x{n}" for n in range(4))
+    assert merged(daemon, strange) == (slots == 8)
+    daemon.client.remove_container(beside.id)
+
+    daemon.terminate()
+    config = daemon.config.read_text()
+    daemon.config.write_text(config.replace('merge = "needed"', 'merge = "auto"'))
+    daemon.start()
+    for image in (ref, other, strange):
+        until(f"{image} is merged", partial(merged, daemon, image), 60)
+    assert before.sh(LIST) == listing(5)
+    after = pod.start(ref, SLEEP, name="after")
+    assert after.sh(LIST) == listing(5)
+    usage = daemon.client.image(
+        "ImageFsInfo", v1_pb2.ImageFsInfoRequest(), v1_pb2.ImageFsInfoResponse
+    ).image_filesystems[0]
+    folder = Path(usage.fs_id.mountpoint) / "merged"
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    assert len(sizes) == 3
+    assert usage.used_bytes.value > sum(sizes)
+    # The containers that are left keep what they were made of.
+    daemon.client.remove_image(ref)
+    assert before.sh(LIST) == after.sh(LIST) == listing(5)
+    pod.remove()
+    until("what nobody needs is gone", lambda: len(list(folder.iterdir())) == 2)
