@@ -1,9 +1,9 @@
 """Reads the squashfs files that our own converter wrote: tables and data uncompressed.
 
 Why not a tool: `sqfs2tar` streams a whole layer, so that a merge would pass over every layer twice
-and hold all names; `unsquashfs -pf` of Debian 12 loses extended attributes; PySquashfsImage fails on
-names that are no UTF-8. Here a directory is read when it is
-looked at, and file content is not read at all but named by its place.
+and hold all names; `unsquashfs -pf` of Debian 12 loses extended attributes; PySquashfsImage fails
+on names that are no UTF-8. Here a directory is read when it is looked at, and file content is not
+read at all but named by its place.
 
 The format is the kernel's (Documentation/filesystems/squashfs.rst; fs/squashfs/squashfs_fs.h),
 version 4.0. Everything is checked against the file's bounds; what does not fit is `DataLoss`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,11 +14,13 @@ import pytest
 
 from cri.api import v1_pb2
 from demo import oci
+from e2e.harness import leaks
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
+from hostlib import errors
 
 
 def layered(base: oci.Image, layers: list[oci.Layer]) -> oci.Image:
@@ -132,3 +136,37 @@ def test_an_image_runs_before_and_after_its_merge(
     assert before.sh(LIST) == after.sh(LIST) == listing(5)
     pod.remove()
     until("what nobody needs is gone", lambda: len(list(folder.iterdir())) == 2)
+
+
+@pytest.mark.parametrize("point", ["merge.written", "merge.renamed", ""])
+def test_a_daemon_killed_while_it_merges(
+    make_daemon: Callable[..., Daemon], registry: Registry, built: dict[str, oci.Image], point: str
+) -> None:
+    """Its children end with it, and the next daemon merges what it finds. Without a failpoint the
+    daemon is killed from outside as the merge's file grows."""
+    own = [oci.Layer().file(f"data/x{n}", random.Random(n).randbytes(20_000_000)) for n in range(3)]
+    ref = registry.push(layered(built["demo/shell"], own), "e2e/large")
+    daemon = make_daemon(settings={"images": {"merge": "auto"}}).start()
+    assert daemon.process is not None
+    images = daemon.root / "images/images"
+    if point:
+        daemon.arm(f"{point}=kill")
+    with contextlib.suppress(errors.ThawError):
+        daemon.client.pull_image(ref)
+    if point:
+        daemon.process.wait(60)
+    else:
+        until("the merge has begun", lambda: list(images.glob("ingest/merge-*")), 60)
+        daemon.kill()
+    daemon.close_client()
+    daemon.arm("")
+    merging = "images.merge_stream"
+    until("its children ended", lambda: not [
+        found for found in leaks.processes(str(images)) if merging in found or "sqfstar" in found
+    ])  # fmt: skip
+    daemon.start()
+    until("the image is merged", partial(merged, daemon, ref), 60)
+    assert not list((images / "ingest").iterdir())
+    pod = Pod.run(daemon)
+    assert pod.start(ref, SLEEP).sh("ls /data | wc -l; wc -c < /data/x2") == "3\n20000000"
+    pod.remove()
