@@ -30,7 +30,7 @@ from hostlib import failpoint
 from hostlib.errors import ResourceExhausted, ThawError
 from images import tar_format
 from images.layers import OPAQUE
-from images.squashfs_reader import DIRECTORY, FILE, Extent, Inode, Squashfs
+from images.squashfs_reader import CHARACTER, DIRECTORY, FILE, Entry, Extent, Inode, Squashfs
 
 BROKEN_PIPE: Final = 3
 """The exit code when nobody reads: what the reader says is the reason."""
@@ -88,7 +88,8 @@ class Merge:
                 pending.append(self._folder(found))
 
     def _folder(self, folder: Found) -> Iterator[Found]:
-        names: dict[bytes, list[Source]] = {}
+        # The places of a name's inodes: whole inodes of large directories would fill the memory.
+        names: dict[bytes, tuple[tuple[int, int, int], ...]] = {}
         # Names below which nothing of lower layers is seen.
         closed: set[bytes] = set()
         for number, inode in folder.sources:
@@ -96,15 +97,15 @@ class Merge:
             for entry in layer.entries(inode):
                 if entry.name in closed:
                     continue
-                source = Source(number, layer.inode(entry.place))
-                if source.inode.kind == DIRECTORY:
-                    names.setdefault(entry.name, []).append(source)
-                    if OPAQUE in layer.xattrs(source.inode):
+                place = (number, entry.place, entry.kind)
+                if entry.kind == DIRECTORY:
+                    names[entry.name] = (*names.get(entry.name, ()), place)
+                    if OPAQUE in layer.xattrs(layer.inode(entry.place)):
                         closed.add(entry.name)
                 else:
                     closed.add(entry.name)
-                    if entry.name not in names and not _is_whiteout(source.inode):
-                        names[entry.name] = [source]
+                    if entry.name not in names and not _is_whiteout(layer, entry):
+                        names[entry.name] = (place,)
                 if len(names) + len(closed) > 2 * self._limit:
                     raise self._bomb()
         self._entries += len(names)
@@ -112,7 +113,9 @@ class Merge:
             raise self._bomb()
         for name in sorted(names):
             path = folder.path + b"/" + name if folder.path else name
-            yield Found(path, tuple(names.pop(name)))
+            places = names.pop(name)
+            yield Found(path, tuple(Source(n, self.layers[n].inode(at, kind))
+                                    for n, at, kind in places))  # fmt: skip
 
     def _bomb(self) -> ResourceExhausted:
         return ResourceExhausted(
@@ -121,8 +124,8 @@ class Merge:
         )
 
 
-def _is_whiteout(inode: Inode) -> bool:
-    return stat.S_ISCHR(inode.mode) and inode.device == (0, 0)
+def _is_whiteout(layer: Squashfs, entry: Entry) -> bool:
+    return entry.kind == CHARACTER and layer.inode(entry.place, entry.kind).device == (0, 0)
 
 
 class Writer:

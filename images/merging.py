@@ -20,8 +20,16 @@ from pathlib import Path
 from typing import Final
 
 from hostlib import failpoint, process
-from hostlib.errors import FailedPrecondition, Internal, NotFound, ThawError, from_dict
+from hostlib.errors import (
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    ThawError,
+    from_dict,
+)
 from hostlib.process import ENVIRONMENT
+from hostlib.tasks import in_thread
 from images import squashfs
 from images.merge_stream import BROKEN_PIPE
 from images.model import Limits
@@ -84,6 +92,7 @@ class Merger:
         if self._closed:
             raise FailedPrecondition("the image store is closed")
         if diff_ids not in self._jobs and self._store.merged_path(diff_ids).exists():
+            await self._commit(None, diff_ids)
             return
         job = self._job(diff_ids)
         job.waiters += 1
@@ -156,7 +165,9 @@ class Merger:
             await self._commit(None, job.diff_ids)
             return
         target = self._store.ingest / f"merge-{chain[7:]}-{secrets.token_hex(4)}"
-        watch = asyncio.create_task(self._watch(job, layers, target), name="merge progress")
+        total = await in_thread(lambda: sum(path.stat().st_size for path in layers))
+        await self._check_disk(total)
+        watch = asyncio.create_task(self._watch(job, total, target), name="merge progress")
         try:
             await failpoint.hit("merge.start")
             await merge(layers, target, self._limits)
@@ -172,13 +183,22 @@ class Merger:
                 os.unlink(target)
         log.info("merged %d layers into %s", len(layers), chain)
 
-    async def _watch(self, job: _Job, layers: Sequence[Path], target: Path) -> None:
-        total = sum(path.stat().st_size for path in layers)
+    async def _check_disk(self, total: int) -> None:
+        kept = self._limits.min_free_bytes
+        if kept and await in_thread(self._store.free) < kept + total:
+            raise ResourceExhausted(
+                f"the disk of {self._store.folder} has no room to merge {total} bytes of layers and"
+                f" keep {kept} free",
+                hint="remove images, or give Thaw's root a larger disk",
+            )
+
+    async def _watch(self, job: _Job, total: int, target: Path) -> None:
         while True:
+            done = 0
             with contextlib.suppress(FileNotFoundError):
                 done = min(target.stat().st_size, total)
-                for report in list(job.reports):
-                    report(done, total)
+            for report in list(job.reports):
+                report(done, total)
             await asyncio.sleep(_REPORT_EVERY)
 
 

@@ -36,6 +36,7 @@ _XATTR_ELSEWHERE: Final = 0x100
 DIRECTORY: Final = 1
 FILE: Final = 2
 SYMLINK: Final = 3
+CHARACTER: Final = 5
 _KINDS: Final = {
     1: stat.S_IFDIR, 2: stat.S_IFREG, 3: stat.S_IFLNK, 4: stat.S_IFBLK, 5: stat.S_IFCHR,
     6: stat.S_IFIFO, 7: stat.S_IFSOCK,
@@ -185,8 +186,8 @@ class Squashfs:
     def root(self) -> Inode:
         return self.inode(self._root)
 
-    def inode(self, place: int) -> Inode:
-        """The inode at a place that the superblock or an `Entry` names."""
+    def inode(self, place: int, expected: int = DIRECTORY) -> Inode:
+        """The inode at a place that the superblock or an `Entry` names, of the kind it names."""
         position = self._position(place >> 16, place & 0xFFFF)
         kind, mode, uid, gid, mtime, number = _HEAD.unpack(
             self._table(self._inodes, position, _HEAD.size)
@@ -197,6 +198,8 @@ class Squashfs:
         fields = _FIELDS[kind].unpack(self._table(self._inodes, position, _FIELDS[kind].size))
         position += _FIELDS[kind].size
         basic = kind - _EXTENDED if kind > _EXTENDED else kind
+        if basic != expected:
+            raise self._damaged("a name and its inode differ")
         more = self._more(kind, basic, fields, position)
         return Inode(basic, _KINDS[basic] | mode, self._owner(uid), self._owner(gid), mtime, number,
                      **more)  # fmt: skip

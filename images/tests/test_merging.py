@@ -375,6 +375,33 @@ async def test_a_disk_with_no_room_for_the_merged_file(
         await process.run("umount", str(root))
 
 
+async def test_the_room_that_stays_free_is_not_merged_into(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add(built())
+    images = Images(tmp_path, registry_config=None, limits=Limits(min_free_bytes=1000))
+    await images.open()
+    found = await images.pull(f"{registry.host}/a")
+    size = sum(layer.size for layer in found.layers)
+    monkeypatch.setattr(images._store, "free", lambda: size + 999)
+    with pytest.raises(errors.ResourceExhausted, match="no room to merge"):
+        await images.merge(found.id)
+    monkeypatch.setattr(images._store, "free", lambda: size + 1000)
+    check(await images.merge(found.id))
+    await images.close()
+
+
+async def test_a_file_that_is_there_is_found_though_its_commit_failed(
+    small: Images, registry: FakeRegistry
+) -> None:
+    registry.add(built(2))
+    found = await small.pull(f"{registry.host}/a")
+    failpoint.arm("merge.renamed=1*error")
+    with pytest.raises(failpoint.Injected):
+        await small.merge(found.id)
+    check(await small.merge(found.id), 2)
+
+
 async def test_the_children_are_nice(
     small: Images, registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
