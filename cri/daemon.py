@@ -151,6 +151,15 @@ class Daemon:
             await self.network.discard(vm.id, vm.netns)
         await self.clean(vm)
 
+    async def end_stopped(self, vm: Vm) -> None:
+        """The shim of a stopped pod ends: its VM is dead, its records are forgotten with it, so
+        nothing is lost by a kill, which takes no time."""
+        if vm.shim is not None:
+            await vm.shim.close()
+        vm.shim = None
+        if vm.shim_pid:
+            await processes.ensure_dead(vm.shim_pid, vm.shim_start_time, grace=0.0)
+
     async def end_shim(self, vm: Vm) -> None:
         """The shim ends, by request or by force, and its VM with it."""
         if not vm.shim_pid:
@@ -172,6 +181,8 @@ class Daemon:
     async def clean(self, vm: Vm) -> None:
         """Remove what a VM that is dead leaves: cgroup, namespace, scratch disk, folder.
         Idempotent."""
+        if vm.entering is not None:
+            await asyncio.wait([vm.entering])
 
         def work() -> None:
             # The folder goes last: its records say where the rest is.
@@ -224,15 +235,15 @@ class Daemon:
         with contextlib.suppress(OSError):
             await in_thread(write)
 
-    def enter_cgroup(self, vm: Vm, config: v1.PodSandboxConfig) -> asyncio.Task[None]:
-        """Move a VM into its pod's cgroup, with its limits, in the background."""
+    def enter_cgroup(self, vm: Vm, config: v1.PodSandboxConfig) -> None:
+        """Move a VM into its pod's cgroup, with its limits, in the background: `vm.entering`."""
         vm.cgroup = self.cgroups.path(vm.id, config.linux.cgroup_parent)
         snapshot = self.snapshots.ready(vm.shape)
         emulated = snapshot is None or snapshot.accelerator != "kvm"
         found = limits(*shapes.wanted(config), emulated=emulated)
         pids = [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid]
         work = in_thread(self.cgroups.enter, vm.cgroup, pids, found)
-        return self.tasks.start(work, f"cgroup of VM {vm.id}")
+        vm.entering = self.tasks.start(work, f"cgroup of VM {vm.id}")
 
     def forget(self, pod: Pod) -> None:
         self.index.forget_pod(pod.id)

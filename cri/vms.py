@@ -89,3 +89,5 @@ class Vm:
     qemu_pid: int = 0
     cgroup: str = ""
     """Of the pod that it is bound to."""
+    entering: asyncio.Task[None] | None = None
+    """The move into that cgroup, which must be over before the group is removed."""

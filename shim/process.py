@@ -309,8 +309,8 @@ class Shim:
         return answer
 
     async def _shutdown(self, _params: Wire, _message: Message) -> Answer:
-        # After the answer is on its way.
-        asyncio.get_running_loop().call_later(0.02, self._stop.set)
+        # What ends the process flushes the answer first.
+        asyncio.get_running_loop().call_soon(self._stop.set)
         return Answer()
 
 

@@ -29,5 +29,5 @@ async def remove(daemon: Daemon, pod: Pod) -> None:
     daemon.forget(pod)
     for each in containers:
         daemon.release_image(each.record)
-    await daemon.end_shim(pod.vm)
+    await daemon.end_stopped(pod.vm)
     await daemon.clean(pod.vm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -108,7 +107,7 @@ async def start(daemon: Daemon, plan: Plan) -> str:
             await failpoint.hit("sandbox.vm")
             vm = await daemon.pool.take(plan.shape)
         # Out of the pool's small share of the processors, beside what follows.
-        entering = daemon.enter_cgroup(vm, plan.config)
+        daemon.enter_cgroup(vm, plan.config)
         attachment: Attachment | None = None
         who = PodIdentity(pod_id, metadata.name, metadata.namespace, metadata.uid)
         try:
@@ -127,9 +126,7 @@ async def start(daemon: Daemon, plan: Plan) -> str:
                 await failpoint.hit("sandbox.bind")
                 await bind(daemon, pod, plan, attachment, trace)
             await failpoint.hit("sandbox.bound")
-            await entering
         except BaseException:
-            await asyncio.wait([entering])
             await _roll_back(daemon, vm, who, attachment)
             raise
         daemon.add_pod(pod)
