@@ -8,10 +8,10 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
 
-.PHONY: help setup demo test lint unit e2e bench clean
+.PHONY: help setup demo test lint unit e2e bench bench-quick clean
 
 help: ## List the tasks
-	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: ## Install and build all that is missing (Debian packages, .venv, guest agent, guest image)
 	@tools/setup.sh
@@ -36,8 +36,14 @@ e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and cri
 	@tools/crictl.sh
 	$(PYTEST) --timeout 300 e2e/tests
 
-bench: setup ## Measure, and write bench/results/*.json and a plot
+bench: setup ## Measure Thaw beside containerd + runc (builds them once): bench/results/*.json and plots, in 15 minutes
+	@tools/apt.sh wrk
+	@tools/peer.sh
 	$(PYTHON) -m bench
+
+bench-quick: setup ## The same with fewer rows and rounds, in 3 minutes; the peer only where it is built
+	@tools/apt.sh wrk
+	$(PYTHON) -m bench --quick
 
 clean: ## Remove all that was built (not what apt-get installed)
 	rm -rf .build .venv guest_agent/target e2e/evidence bench/results

@@ -1,94 +1,202 @@
-"""``make bench``: measure, print, and write bench/results/first-pod.json with its plot."""
+"""``make bench``: Thaw beside containerd + runc on this machine; bench/results/*.json and plots."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
-import platform
-import subprocess
+import random
+import signal
 import sys
+import tempfile
 import time
+import traceback
+import types
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bench import machines, plot, pods
-from bench.samples import Figures
+from bench import images, peer, plot, report
+from bench.cases import growth, lives, machines, many, traffic
+from bench.cases import images as image_cases
+from bench.cpu import Gate
+from bench.node import Place
+from bench.peer import Peer
+from bench.session import Session
+from bench.thaw import Thaw
+from e2e.harness.daemon import PROJECT
+from e2e.harness.registry import Registry
+from hostlib.errors import ThawError
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-GOALS: Final = (
-    ("restore is at least 30 times faster than a cold boot", "cold/restore", ">=", 30.0),
-    ("a pod from the pool takes at most a third of one restored", "pool/restored", "<=", 1 / 3),
-    ("an idle pod holds at most 60 MiB", "idle", "<=", 60.0),
-    ("an idle pod holds at most 60 MiB besides translated code", "idle, no code", "<=", 60.0),
-    ("ExecSync true takes at most 15 ms", "exec", "<=", 15.0),
-)
+FULL_SECONDS: Final = 13 * 60.0
+QUICK_SECONDS: Final = 140.0
+"""When cases begin to take as few samples as they can, so that a run ends in time."""
+
+GATE_SECONDS: Final = 60.0
+QUICK_GATE_SECONDS: Final = 15.0
+
+CASES: Final[dict[str, Callable[[Session], None]]] = {
+    "machines": machines.measure,
+    "pull": image_cases.pull,
+    "life": lives.one_layer,
+    "life7": lives.seven_layers,
+    "cni": lives.cni,
+    "drained": lives.drained,
+    "parallel": many.parallel,
+    "sequence": many.sequence,
+    "logs": traffic.logs,
+    "http": traffic.http,
+    "growth": growth.measure,
+}
+
+_BEGUN: Final = time.monotonic()
 
 
-def values(figures: Figures) -> dict[str, float]:
-    """What the goals speak of."""
-    median = {name: series.median for name, series in figures.items()}
+def say(text: str) -> None:
+    """Progress, on stderr: data goes to stdout."""
+    print(f"{time.monotonic() - _BEGUN:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+def _nodes(stack: ExitStack, place: Place, with_peer: bool) -> tuple[Thaw, Peer | None]:
+    wanted = (images.PAUSE, images.BIG, images.WEB, images.LINES)
+    built = images.built(PROJECT / ".build", wanted, say)
+    registry = stack.enter_context(Registry(place.folder / "registry"))
+    say("pushing the images")
+    for repository, image in built.items():
+        registry.push(image, repository)
+    del built
+    other: Peer | None = None
+    if with_peer:
+        say("starting containerd")
+        other = Peer(place, registry)
+        stack.callback(_end, other)
+        other.start()
+    say("starting thawd; a first start bakes")
+    thaw = Thaw(place, registry)
+    stack.callback(_end, thaw)
+    thaw.start()
+    for node in (thaw, other):
+        if node is not None:
+            for reference in (images.ONE_LAYER, images.WEB, images.LINES):
+                node.client.pull_image(reference)
+    return thaw, other
+
+
+def _end(node: Thaw | Peer) -> None:
+    _left.extend(node.stop())
+
+
+_left: list[str] = []
+"""What nodes left on the host when they ended."""
+
+
+def _run(session: Session, names: list[str]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Run cases; what each took, and those that failed. A failure does not end the others."""
+    taken: dict[str, Any] = {}
+    failures = []
+    for name in names:
+        say(name)
+        begun, load = time.monotonic(), os.getloadavg()[0]
+        noisy = session.gate.noisy
+        try:
+            CASES[name](session)
+        except (ThawError, AssertionError, OSError, ValueError, LookupError) as error:
+            traceback.print_exc()
+            failures.append({"case": name, "error": f"{type(error).__name__}: {error}"})
+            session.clear()
+        taken[name] = {
+            "seconds": time.monotonic() - begun,
+            "load": [load, os.getloadavg()[0]],
+            "noisy": session.gate.noisy - noisy,
+        }
+    return taken, failures
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    with_peer = not options.no_peer and peer.built()
+    if not with_peer and not options.no_peer:
+        say("without the peer: tools/peer.sh builds it, or make bench does")
+    begun, stamp = report.machine(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with ExitStack() as stack:
+        folder = tempfile.mkdtemp(prefix="thaw-bench-", dir="/tmp")
+        place = Place.new(Path(folder))
+        stack.callback(_clean, place)
+        thaw, other = _nodes(stack, place, with_peer)
+        gate = Gate(QUICK_GATE_SECONDS if options.quick else GATE_SECONDS)
+        session = Session(
+            thaw,
+            other,
+            gate,
+            options.quick,
+            say,
+            deadline=_BEGUN + (QUICK_SECONDS if options.quick else FULL_SECONDS),
+            points=options.points or (),
+        )
+        pool = thaw.pool().size
+        cases, failures = _run(session, options.only or list(CASES))
+        say("removing everything")
     return {
-        "cold/restore": median["cold boot to the agent's answer"]
-        / median["restore to the agent's answer"],
-        "pool/restored": median["pod up, from the pool"] / median["pod up, restored on the spot"],
-        "idle": median["idle pod, private memory"],
-        "idle, no code": median["idle pod, without translated code"],
-        "exec": median["ExecSync true"],
+        "format": report.FORMAT,
+        "time": stamp,
+        "mode": "quick" if options.quick else "full",
+        "seconds": time.monotonic() - _BEGUN,
+        "machine": begun,
+        "versions": report.versions(),
+        "configuration": {"thaw": "default", "pool": pool},
+        "gate": {"waited": gate.waited, "passed": gate.passed, "noisy": gate.noisy},
+        "cases": cases,
+        "failures": failures + [{"case": "end", "error": f"left behind: {f}"} for f in _left],
+        "figures": report.document(session.figures),
+        "extra": session.extra,
+        "_figures": session.figures,
     }
 
 
-def machine() -> dict[str, object]:
-    qemu = subprocess.run(
-        [machines.QEMU, "--version"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()[0]
-    return {
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "qemu": qemu,
-    }
+def _clean(place: Place) -> None:
+    _left.extend(found for found in place.left() if not found.startswith(("cgroup", "link")))
+    place.remove()
+    _left.extend(place.left())
+
+
+def _interrupt(_number: int, _frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _points(text: str) -> list[int]:
+    return sorted(int(part) for part in text.split(","))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="pod lives and VM pairs (10)")
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds, in 3 minutes")
+    parser.add_argument("--no-peer", action="store_true", help="measure Thaw alone")
+    parser.add_argument("--only", action="append", choices=sorted(CASES), help="this case alone")
+    parser.add_argument("--points", type=_points, help="numbers of pods for growth: 1,10,50,200")
+    parser.add_argument("--out", type=Path, help="the results file (bench/results/...)")
     options = parser.parse_args()
-    figures = Figures()
-    begun = machine()
-    accelerator = asyncio.run(machines.measure(figures, options.rounds))
-    pods.measure(figures, options.rounds)
-    reached = []
-    for text, key, relation, goal in GOALS:
-        value = values(figures)[key]
-        met = value >= goal if relation == ">=" else value <= goal
-        reached.append({"goal": text, "value": value, "limit": goal, "met": met})
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / "first-pod.json"
-    target.write_text(
-        json.dumps(
-            {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "machine": begun,
-                "accelerator": accelerator,
-                "figures": {name: series.to_dict() for name, series in figures.items()},
-                "goals": reached,
-            },
-            indent=1,
-        )
+    signal.signal(signal.SIGTERM, _interrupt)
+    random.seed()
+    try:
+        results = _measure(options)
+    except KeyboardInterrupt:
+        return 130
+    figures = results.pop("_figures")
+    target = options.out or RESULTS / ("quick.json" if options.quick else "bench.json")
+    report.write(target, results)
+    written = [target, *plot.draw(results, target)]
+    for line in report.lines(figures):
+        print(line)
+    gate = results["gate"]
+    print(
+        f"{results['seconds']:.0f} s; load {results['machine']['load'][0]:.1f} at the beginning;"
+        f" {gate['noisy']} of {gate['passed']} gated samples on a busy machine"
     )
-    plot.draw(figures, target)
-    print(f"accelerator {accelerator}")
-    for name, series in figures.items():
-        spread = f"{min(series.values):.1f} to {max(series.values):.1f}"
-        print(f"{name:45} {series.median:9.1f} {series.unit}  ({spread}, n={len(series.values)})")
-    for each in reached:
-        print(f"{'met   ' if each['met'] else 'MISSED'} {each['goal']}: {each['value']:.2f}")
-    print(f"written: {target} and its plot beside it")
-    return 0
+    print("written:", *(os.path.relpath(path) for path in written))
+    for failure in results["failures"]:
+        print(f"FAILED {failure['case']}: {failure['error']}", file=sys.stderr)
+    return 1 if results["failures"] else 0
 
 
 if __name__ == "__main__":

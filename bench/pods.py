@@ -1,114 +1,88 @@
-"""The life of pods through thawd's CRI: out of the pool, and restored on the spot."""
+"""Pods on any node, asked for as a kubelet does; and how a sequence of calls is timed."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from contextlib import ExitStack
-from pathlib import Path
+import itertools
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
 
-from bench.memory import private_mib
-from bench.samples import Figures
-from demo import images
-from e2e.harness.daemon import PROJECT, Daemon
-from e2e.harness.pods import Container, Pod
-from e2e.harness.refs import SHELL, SLEEP
-from e2e.harness.registry import Registry
-from e2e.harness.waiting import until
+from bench.images import ONE_LAYER
+from bench.node import Node
+from cri.api import v1_pb2
+from e2e.harness.pods import container
+from e2e.harness.refs import SLEEP
 from hostlib.errors import Internal
-from shim.records import read_vm_folder
 
-IDLE_PODS = 5
-EXECS = 10
-SETTLE_SECONDS = 2.0
+_numbers = itertools.count(1)
+_lock = threading.Lock()
 
-
-def measure(figures: Figures, rounds: int) -> None:
-    """Alternate a daemon with a pool and one without, on the same registry and images."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thaw-bench-")))
-        registry = stack.enter_context(Registry(folder / "registry"))
-        for repository, image in images.built(PROJECT / ".build").items():
-            registry.push(image, repository)
-        pooled = _daemon(stack, folder / "a", registry, "10.86.0.0/16", pool=2)
-        bare = _daemon(stack, folder / "b", registry, "10.85.0.0/16", pool=0)
-        for number in range(rounds):
-            _wait_for_pool(pooled)
-            _life(figures, pooled, "from the pool", f"a{number}")
-            _life(figures, bare, "restored on the spot", f"b{number}")
-        _idle(figures, pooled)
+REMOVERS: Final = 4
+"""How many pods are removed at a time, where nothing is measured."""
 
 
-def _daemon(stack: ExitStack, folder: Path, registry: Registry, subnet: str, pool: int) -> Daemon:
-    daemon = Daemon(folder, registry, subnet=subnet, settings={"pool": {"size": pool}})
-    stack.callback(_end, daemon)
-    daemon.start()
-    daemon.client.pull_image(SHELL)
-    until("the base snapshot is there", lambda: all(_conditions(daemon)), 300)
-    return daemon
+def config(node: Node) -> v1_pb2.PodSandboxConfig:
+    """A sandbox configuration with a name of its own."""
+    with _lock:
+        name = f"pod{next(_numbers)}"
+    return v1_pb2.PodSandboxConfig(
+        metadata=v1_pb2.PodSandboxMetadata(name=name, uid=f"uid-{name}", namespace="bench"),
+        hostname=name,
+        log_directory=str(node.logs / name),
+        linux=v1_pb2.LinuxPodSandboxConfig(cgroup_parent=node.cgroup_parent),
+    )
 
 
-def _conditions(daemon: Daemon) -> list[bool]:
-    return [condition.status for condition in daemon.client.status().status.conditions]
+@dataclass
+class Pod:
+    """A pod that was made."""
+
+    node: Node
+    id: str
+    config: v1_pb2.PodSandboxConfig
+
+    @classmethod
+    def run(cls, node: Node) -> Pod:
+        asked = config(node)
+        return cls(node, node.client.run_pod(asked), asked)
+
+    @classmethod
+    def up(cls, node: Node, image: str = ONE_LAYER, command: Sequence[str] = SLEEP) -> Pod:
+        """A pod with one container that runs."""
+        pod = cls.run(node)
+        pod.start(image, command)
+        return pod
+
+    @property
+    def ip(self) -> str:
+        return str(self.node.client.pod_status(self.id).status.network.ip)
+
+    def create(self, image: str, command: Sequence[str] = (), name: str = "main") -> str:
+        """Create a container; its id."""
+        asked = container(image, command, name=name)
+        return self.node.client.create_container(self.id, asked, self.config)
+
+    def start(self, image: str, command: Sequence[str] = (), name: str = "main") -> str:
+        """Create and start a container; its id."""
+        made = self.create(image, command, name)
+        self.node.client.start_container(made)
+        return made
+
+    def remove(self) -> None:
+        self.node.client.stop_pod(self.id)
+        self.node.client.remove_pod(self.id)
 
 
-def _end(daemon: Daemon) -> None:
-    if left := daemon.destroy():
-        daemon.erase()
-        raise Internal(f"the benchmark left something behind: {left}")
-
-
-def _wait_for_pool(daemon: Daemon) -> None:
-    def full() -> bool:
-        return any(shape.ready >= shape.size for shape in daemon.client.pool().shapes)
-
-    until("the pool is full", full, 120)
-    time.sleep(0.3)
-
-
-def _life(figures: Figures, daemon: Daemon, how: str, name: str) -> None:
-    client = daemon.client
-    with figures.timed(f"pod up, {how}"):
-        with figures.timed(f"RunPodSandbox, {how}"):
-            pod = Pod.run(daemon, name)
-        with figures.timed(f"CreateContainer, {how}"):
-            container = pod.create(SHELL, SLEEP)
-        with figures.timed(f"StartContainer, {how}"):
-            client.start_container(container.id)
-    with figures.timed(f"first ExecSync true, {how}"):
-        _true(container)
-    for _ in range(EXECS):
-        with figures.timed("ExecSync true"):
-            _true(container)
-    with figures.timed("StopContainer, grace 0"):
-        client.stop_container(container.id, 0)
-    with figures.timed("StopPodSandbox"):
-        client.stop_pod(pod.id)
-    with figures.timed("RemovePodSandbox"):
-        client.remove_pod(pod.id)
-
-
-def _true(container: Container) -> None:
-    answer = container.pod.daemon.client.exec_sync(container.id, ["/bin/true"])
+def true(node: Node, container_id: str) -> None:
+    """ExecSync of true. Raises `Internal` where it fails."""
+    answer = node.client.exec_sync(container_id, ["/bin/true"])
     if answer.exit_code != 0:
         raise Internal(f"true failed: {answer.stderr!r}")
 
 
-def _idle(figures: Figures, daemon: Daemon) -> None:
-    pods = []
-    for number in range(IDLE_PODS):
-        pod = Pod.run(daemon, f"idle{number}")
-        pod.start(SHELL, SLEEP)
-        pods.append(pod)
-    time.sleep(SETTLE_SECONDS)
-    for pod in pods:
-        record = read_vm_folder(daemon.state / "vms" / pod.vm).vm
-        if record is None:
-            raise Internal(f"pod {pod.id} has no VM record")
-        shim, _ = private_mib(record.shim_pid)
-        qemu, code = private_mib(record.qemu_pid)
-        figures.add("idle pod, private memory", shim + qemu, "MiB")
-        figures.add("idle pod, without translated code", shim + qemu - code, "MiB")
-        figures.add("idle pod, of it the shim", shim, "MiB")
-    for pod in pods:
-        pod.remove()
+def remove_all(pods: Iterable[Pod]) -> None:
+    """Remove pods, some at a time."""
+    with ThreadPoolExecutor(REMOVERS) as threads:
+        list(threads.map(Pod.remove, pods))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -20,26 +22,38 @@ class Series:
     def median(self) -> float:
         return statistics.median(self.values)
 
-    def to_dict(self) -> dict[str, object]:
+    @property
+    def spread(self) -> float:
+        """The median of the distances from the median (MAD)."""
+        middle = self.median
+        return statistics.median(abs(value - middle) for value in self.values)
+
+    def percentile(self, percent: float) -> float:
+        """The least value that at least `percent` of all do not exceed (nearest rank)."""
+        ordered = sorted(self.values)
+        return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+    def to_dict(self) -> dict[str, Any]:
         return {
-            "unit": self.unit,
             "n": len(self.values),
             "median": self.median,
+            "spread": self.spread,
+            "p99": self.percentile(99),
             "min": min(self.values),
             "max": max(self.values),
             "samples": self.values,
         }
 
 
-class Figures(dict[str, Series]):
-    """Series by name."""
+class Figures(dict[tuple[str, str], Series]):
+    """Series by row and by the name of who was measured."""
 
-    def add(self, name: str, value: float, unit: str) -> None:
-        self.setdefault(name, Series(unit)).values.append(value)
+    def add(self, row: str, who: str, value: float, unit: str = "ms") -> None:
+        self.setdefault((row, who), Series(unit)).values.append(value)
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
+    def timed(self, row: str, who: str) -> Iterator[None]:
         """Add the time that the block took, in milliseconds, unless it fails."""
         start = time.perf_counter()
         yield
-        self.add(name, (time.perf_counter() - start) * 1000, "ms")
+        self.add(row, who, (time.perf_counter() - start) * 1000)

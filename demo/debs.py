@@ -75,6 +75,15 @@ def _candidates(names: Iterable[str]) -> dict[str, Package]:
     return found
 
 
+def named(names: Iterable[str]) -> list[Package]:
+    """The packages alone, in the order given. Raises `NotFound` for a name that apt does not know."""
+    names = list(names)
+    found = _candidates(names)
+    if missing := set(names) - found.keys():
+        raise NotFound(f"apt knows no package {', '.join(sorted(missing))}")
+    return [found[name] for name in names]
+
+
 def closure(names: Iterable[str], *, without: Iterable[str] = ()) -> list[Package]:
     """The packages named and all that they depend on (first alternatives), sorted by name.
 

@@ -55,33 +55,6 @@ check_host() {
   at_least "$found" "$GO_MIN" || die "go $found is too old" "crictl needs Go $GO_MIN or newer: install it in /usr/local/go"
 }
 
-# Units and init scripts that would start something at boot.
-enabled() { find /etc/systemd/system /etc/rc?.d \( -path '*.wants/*' -o -name 'S*' \) 2>/dev/null | LC_ALL=C sort; }
-
-install_packages() {
-  local missing=() package
-  for package in "${PACKAGES[@]}"; do
-    [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null)" = "ii " ] || missing+=("$package")
-  done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  say "installing ${missing[*]}"
-  # Nothing that is installed here may start a service (policy-rc.d), nor be started at boot.
-  local guard=/usr/sbin/policy-rc.d before after made=
-  if [ ! -e $guard ]; then
-    made=1
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' >$guard
-    chmod 755 $guard
-  fi
-  before=$(enabled)
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >.build/apt.log 2>&1 ||
-    { tail -n 20 .build/apt.log >&2; die "apt-get install failed" "the whole log is .build/apt.log"; }
-  after=$(enabled)
-  comm -13 <(printf '%s\n' "$before") <(printf '%s\n' "$after") | xargs -r rm -f
-  [ -z "$made" ] || { rm -f $guard; trap - EXIT; }
-}
-
 make_venv() {
   say "making .venv"
   [ -x .venv/bin/python ] || python3 -m venv .venv
@@ -106,7 +79,7 @@ mkdir -p .build
 check_host
 
 key=$(printf '%s\n' "${PACKAGES[@]}" | sha256sum | cut -d ' ' -f 1)
-fresh packages "$key" || { install_packages && stamp packages "$key"; }
+fresh packages "$key" || { tools/apt.sh "${PACKAGES[@]}" && stamp packages "$key"; }
 
 key=$(key_of pyproject.toml)
 { fresh venv "$key" && [ -x .venv/bin/thawd ]; } || { make_venv && stamp venv "$key"; }

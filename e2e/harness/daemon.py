@@ -75,7 +75,10 @@ class Daemon:
             "pool": {"size": 1},
         }
         for name, value in (settings or {}).items():
-            if isinstance(value, Mapping):
+            if value is None:
+                # The daemon's own default.
+                sections.pop(name, None)
+            elif isinstance(value, Mapping):
                 sections[name] = {**sections.get(name, {}), **value}
             else:
                 sections[name] = value

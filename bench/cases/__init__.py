@@ -1,0 +1,1 @@
+"""The benchmarks' cases, one file for a group of rows."""

@@ -1,0 +1,147 @@
+"""How cost grows with the number of pods: start, lists, memory, adoption; idle pods and thawd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from bench import memory
+from bench.cpu import Usage
+from bench.images import ONE_LAYER
+from bench.node import Node
+from bench.pods import Pod, remove_all
+from bench.rows import THAW
+from bench.samples import Series
+from bench.session import Session
+from e2e.harness.refs import SLEEP
+
+POINTS: Final = (1, 10, 20, 50, 100)
+QUICK_POINTS: Final = (1, 10, 20)
+LISTED: Final = 200
+"""Containers for row list_p99."""
+
+LISTS: Final = 200
+RESERVE_MIB: Final = 3000.0
+"""No more pods are made when less memory than this is available."""
+
+SETTLE_SECONDS: Final = 2.0
+
+
+def measure(session: Session) -> None:
+    """Rows idle_*, daemon_*, adoption50, list_p99; the curves."""
+    pods: dict[str, list[Pod]] = {node.name: [] for node in session.nodes}
+    curves: dict[str, list[dict[str, Any]]] = {node.name: [] for node in session.nodes}
+    session.extra["growth"] = curves
+    _start(session)
+    points: Sequence[int] = QUICK_POINTS if session.quick else session.points or POINTS
+    for point in points:
+        if curves[THAW] and session.late():
+            session.say(f"the time is over before {point} pods")
+            break
+        for node in session.nodes:
+            _fill(node, pods[node.name], point)
+        if any(len(each) < point for each in pods.values()):
+            session.say(f"memory ends before {point} pods")
+            break
+        for node in session.nodes:
+            curves[node.name].append(_point(session, node, pods[node.name]))
+        if point == 20:
+            _idle(session, pods)
+        if point == 50:
+            _fifty(session)
+    if not session.quick:
+        _lists(session, pods)
+    for each in pods.values():
+        remove_all(each)
+
+
+def _start(session: Session) -> None:
+    """Rows daemon_start, daemon_memory_0."""
+    for _ in range(session.pick(5, 3)):
+        session.quiet(session.thaw)
+        session.figures.add("daemon_start", THAW, session.thaw.restart())
+    for node in session.nodes:
+        session.quiet(node)
+        resident = memory.resident_mib(node.daemon_pid())
+        session.figures.add("daemon_memory_0", node.name, resident, "MiB")
+
+
+def _fill(node: Node, pods: list[Pod], count: int) -> None:
+    while len(pods) < count and memory.available_mib() > RESERVE_MIB:
+        pods.append(Pod.up(node))
+
+
+def _point(session: Session, node: Node, pods: Sequence[Pod]) -> dict[str, Any]:
+    starts = []
+    for _ in session.rounds(5, 2, 30):
+        session.quiet(node)
+        begun = time.perf_counter()
+        pod = Pod.up(node)
+        starts.append((time.perf_counter() - begun) * 1000)
+        pod.remove()
+    session.quiet(node)
+    lists = Series("ms", [_list(node) for _ in range(30)])
+    point: dict[str, Any] = {
+        "pods": len(pods),
+        "up_ms": starts,
+        "list_ms": lists.median,
+        "list_p99_ms": lists.percentile(99),
+        "daemon_mib": memory.resident_mib(node.daemon_pid()),
+        "private_mib": memory.of(*node.pids()).private,
+    }
+    if node.name == THAW:
+        point["adoption_ms"] = session.thaw.restart()
+    return point
+
+
+def _list(node: Node) -> float:
+    """Milliseconds for what the kubelet asks each second."""
+    begun = time.perf_counter()
+    node.client.pods()
+    node.client.containers()
+    return (time.perf_counter() - begun) * 1000
+
+
+def _idle(session: Session, pods: dict[str, list[Pod]]) -> None:
+    """Rows idle_*: both are idle at the same time, so both are watched at the same time."""
+    for node in session.nodes:
+        session.quiet(node)
+    time.sleep(SETTLE_SECONDS)
+    for _ in range(session.pick(4, 2)):
+        usages = {node.name: Usage(node.pids()) for node in session.nodes}
+        time.sleep(5)
+        for name, usage in usages.items():
+            session.figures.add("idle_cpu", name, usage.percent(), "%")
+    for node in session.nodes:
+        for pod in pods[node.name]:
+            shim, others = node.pod_pids(pod.id)
+            own, rest = memory.of(*shim), memory.of(*others)
+            total = own + rest
+            session.figures.add("idle_memory", node.name, total.private, "MiB")
+            session.figures.add("idle_memory_code", node.name, total.private - total.code, "MiB")
+            session.figures.add("idle_shim", node.name, own.private, "MiB")
+
+
+def _fifty(session: Session) -> None:
+    """Rows daemon_memory_50, adoption50."""
+    for _ in range(3):
+        session.quiet(session.thaw)
+        session.figures.add("adoption50", THAW, session.thaw.restart())
+    for node in session.nodes:
+        session.quiet(node)
+        resident = memory.resident_mib(node.daemon_pid())
+        session.figures.add("daemon_memory_50", node.name, resident, "MiB")
+
+
+def _lists(session: Session, pods: dict[str, list[Pod]]) -> None:
+    """Row list_p99: the pods get more containers until there are `LISTED`."""
+    for node in session.nodes:
+        mine = pods[node.name]
+        for number in range(LISTED - len(mine)):
+            mine[number % len(mine)].start(ONE_LAYER, SLEEP, name=f"more{number // len(mine)}")
+    for _ in range(4):
+        for node in session.nodes:
+            session.quiet(node)
+            for _ in range(LISTS // 4):
+                session.figures.add("list_p99", node.name, _list(node))
