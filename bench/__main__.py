@@ -181,6 +181,8 @@ def main() -> int:
     try:
         results = _measure(options)
     except KeyboardInterrupt:
+        for found in _left:
+            print(f"left behind: {found}", file=sys.stderr)
         return 130
     figures = results.pop("_figures")
     target = options.out or RESULTS / ("quick.json" if options.quick else "bench.json")

@@ -71,7 +71,7 @@ def of_processes(pids: Iterable[int]) -> float:
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 with contextlib.suppress(OSError):
-                    # Nanoseconds on a core, waiting, and slices (Documentation/scheduler/sched-stats).
+                    # Nanoseconds on a core, waiting, and slices (Linux: scheduler/sched-stats).
                     total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
 

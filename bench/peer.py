@@ -78,7 +78,7 @@ def toml(settings: dict[str, Any], path: tuple[str, ...] = ()) -> str:
         if isinstance(value, dict):
             tables.append(toml(value, (*path, key)))
         else:
-            lines.append(f"{key} = {json.dumps(value)}")
+            lines.append(f"{json.dumps(key)} = {json.dumps(value)}")
     return "\n".join([*lines, "", *tables])
 
 
@@ -146,8 +146,14 @@ class Peer:
 
     def _spawn(self, argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
+            # In a session of its own: Ctrl-C is for the benchmark, which ends it in order.
             return subprocess.Popen(
-                argv, stdout=log, stderr=log, cwd="/", env={**ENVIRONMENT, **environment}
+                argv,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**ENVIRONMENT, **environment},
+                start_new_session=True,
             )
 
     def _answers(self) -> bool:

@@ -119,8 +119,11 @@ def against_the_peer(results: Results) -> Figure | None:
             1.01,
             place,
             f"{number(_value(found, THAW))} / {number(_value(found, PEER))} {row.unit}"
-            + (f"   goal {'<=' if row.better == 'less' else '>='} {row.ratio:g} x"
-               if row.ratio else ""),
+            + (
+                f"   goal {'<=' if row.better == 'less' else '>='} {row.ratio:g} x"
+                if row.ratio
+                else ""
+            ),
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=8,
@@ -213,7 +216,9 @@ def timeline(results: Results) -> Figure | None:
     for place, step in enumerate(steps):
         colour = COLOURS[step["who"]]
         # What takes no time is still to be seen.
-        axes.barh(place, max(step["ms"], end / 400), left=step["begin_ms"], height=0.7, color=colour)
+        axes.barh(
+            place, max(step["ms"], end / 400), left=step["begin_ms"], height=0.7, color=colour
+        )
         last = step["begin_ms"] + step["ms"]
         inside = last > 0.85 * end
         axes.annotate(
@@ -291,9 +296,7 @@ def _curve(axes: Axes, curves: Curves, key: str, title: str, unit: str) -> None:
     _bare(axes, left=True)
 
 
-def _panels(
-    results: Results, title: str, panels: Sequence[tuple[str, str, str]]
-) -> Figure | None:
+def _panels(results: Results, title: str, panels: Sequence[tuple[str, str, str]]) -> Figure | None:
     curves = _curves(results)
     if not curves:
         return None

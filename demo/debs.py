@@ -76,7 +76,7 @@ def _candidates(names: Iterable[str]) -> dict[str, Package]:
 
 
 def named(names: Iterable[str]) -> list[Package]:
-    """The packages alone, in the order given. Raises `NotFound` for a name that apt does not know."""
+    """The packages alone, in the order given. Raises `NotFound` for what apt does not know."""
     names = list(names)
     found = _candidates(names)
     if missing := set(names) - found.keys():

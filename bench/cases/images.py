@@ -15,7 +15,7 @@ from e2e.harness.daemon import PROJECT
 def pull(session: Session) -> None:
     """Rows pull_cold, pull_present; the image stays, for other cases."""
     session.extra["big_image"] = _describe()
-    for number in session.rounds(3, 1, 100):
+    for number in session.rounds(3, 1, 80):
         for node in session.nodes:
             if number or node.client.image_status(BIG) is not None:
                 node.client.remove_image(BIG)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -95,7 +96,7 @@ def http(session: Session) -> None:
         # With its port, since the image has no list of services.
         url = f"http://{server.ip}:80/index.html"
         targets.append((node, shell, url))
-        until(f"{url} answers", lambda n=node, s=shell, u=url: _answers(n, s, u))
+        until(f"{url} answers", partial(_answers, node, shell, url))
     for _ in session.rounds(4, 1, 45):
         for node, shell, url in targets:
             session.quiet(node)
@@ -126,7 +127,7 @@ def _from_pod(node: Node, container: str, url: str, seconds: int) -> str:
 
 
 def parse_wrk(text: str) -> tuple[float, float]:
-    """Requests per second, and the median latency in ms. Raises `Internal` where requests failed."""
+    """Requests per second, and the median latency in ms. Raises `Internal` if requests failed."""
     rate, p50, failed = _RATE.search(text), _P50.search(text), _ERRORS.search(text)
     if failed is not None:
         raise Internal(f"requests failed: {failed[1]}")

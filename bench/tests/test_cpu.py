@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from bench import cpu
+
+
+def _stat(user: int, idle: int, iowait: int = 0, guest: int = 0) -> str:
+    return f"cpu  {user} 0 0 {idle} {iowait} 0 0 0 {guest} 0\ncpu0 1 2 3\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "busy"),
+    [
+        (_stat(100, 100), _stat(150, 150), 0.5),
+        (_stat(100, 100), _stat(100, 200), 0.0),
+        (_stat(100, 100), _stat(100, 100, iowait=50), 0.0),
+        (_stat(100, 100), _stat(200, 100, guest=100), 1.0),
+        (_stat(100, 100), _stat(100, 100), 0.0),
+    ],
+)
+def test_busy(before: str, after: str, busy: float) -> None:
+    assert cpu.busy_of(before, after) == busy
+
+
+def _gate(busy: list[float], budget: float = 60.0) -> cpu.Gate:
+    ticks, values = itertools.count(), iter(busy)
+    return cpu.Gate(budget, busy=lambda _: next(values), clock=lambda: float(next(ticks)))
+
+
+def test_the_gate_waits_until_the_machine_is_quiet() -> None:
+    gate = _gate([0.9, 0.5, 0.05])
+    assert gate.wait()
+    assert (gate.passed, gate.noisy) == (1, 0)
+
+
+def test_the_gate_does_not_wait_for_ever_and_counts() -> None:
+    gate = _gate([1.0] * 100)
+    assert not gate.wait()
+    assert (gate.passed, gate.noisy) == (1, 1)
+
+
+def test_a_gate_without_budget_looks_once() -> None:
+    looked = [0.9, 0.9]
+    gate = _gate(looked, budget=0.0)
+    assert not gate.wait()
+    assert gate.noisy == 1
+
+
+def test_time_of_processes() -> None:
+    usage = cpu.Usage([os.getpid(), 2**22 + 1])
+    sum(range(200_000))
+    assert usage.percent() > 0
