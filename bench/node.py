@@ -81,7 +81,7 @@ class Place:
         return [
             *leaks.processes(folder, self.mark),
             *leaks.mounts(folder),
-            *leaks.links(self.short),
+            *leaks.links(f"-{self.short}"),
             *leaks.cgroups(self.mark),
         ]
 
@@ -95,7 +95,7 @@ class Place:
         for found in sorted(leaks.cgroups(self.mark), reverse=True):
             with contextlib.suppress(OSError):
                 os.rmdir(found.removeprefix("cgroup "))
-        for found in leaks.links(self.short):
+        for found in leaks.links(f"-{self.short}"):
             argv = ["ip", "link", "delete", found.split()[1]]
             subprocess.run(argv, capture_output=True, check=False, env=dict(ENVIRONMENT))
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,14 @@ def cost(row: Row, ratio: float) -> float:
     return ratio if row.better == "less" else 1 / ratio
 
 
+def _label_place(value: float, goal: float) -> float:
+    """Beyond the end of a bar, or beyond its goal's line where that is in the label's way."""
+    near = abs(math.log(goal / value)) < 0.33
+    if value >= 1:
+        return max(value, goal) if near else value
+    return min(value, goal) if near else value
+
+
 def _verdict_colour(met: bool | None) -> str:
     return PLAIN if met is None else MET if met else MISSED
 
@@ -106,7 +115,7 @@ def against_the_peer(results: Results) -> Figure | None:
             axes.plot([goal, goal], [place - 0.42, place + 0.42], color=INK, linewidth=2.2)
         axes.annotate(
             f"{found['ratio']:.2f} x" if found["ratio"] < 10 else f"{found['ratio']:.1f} x",
-            (value, place),
+            (_label_place(value, cost(row, row.ratio) if row.ratio else value), place),
             xytext=(5 if value >= 1 else -5, 0),
             textcoords="offset points",
             ha="left" if value >= 1 else "right",
@@ -137,7 +146,9 @@ def against_the_peer(results: Results) -> Figure | None:
     axes.xaxis.set_major_locator(LogLocator(base=2))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("cost by containerd's: left of 1 Thaw is cheaper (for rates, more is cheaper)")
+    axes.set_xlabel(
+        "Thaw's cost / containerd's: left of 1 Thaw is cheaper (a higher rate is cheaper)"
+    )
     axes.legend(
         handles=[
             Patch(color=MET, label="goal met"),
@@ -277,9 +288,9 @@ def _curve(axes: Axes, curves: Curves, key: str, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("pods on the node")
     axes.set_ylabel(unit)
-    axes.margins(x=0.14, y=0.08)
-    axes.set_ylim(bottom=0)
-    height, shift = axes.get_ylim()[1], 0
+    axes.margins(x=0.14)
+    height, shift = 1.12 * axes.dataLim.y1, 0
+    axes.set_ylim(0, height or 1)
     for place, (value, count, who) in enumerate(sorted(ends)):
         if place and value - sorted(ends)[place - 1][0] < 0.06 * height:
             shift = 10

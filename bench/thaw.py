@@ -76,13 +76,12 @@ class Thaw:
         return self.client.pool().shapes[0]
 
     def settle(self) -> None:
-        def full() -> bool:
-            shape = self.pool()
-            if shape.error:
-                raise Internal(f"the pool cannot restore: {shape.error}")
-            return shape.ready >= shape.size
-
-        until("the pool is full", full, REFILL_SECONDS)
+        deadline = time.monotonic() + REFILL_SECONDS
+        # After a restore that failed the pool tries again by itself.
+        while (shape := self.pool()).ready < shape.size:
+            if time.monotonic() > deadline:
+                raise Internal(f"the pool is not full: {shape.ready} wait; {shape.error}")
+            time.sleep(0.02)
 
     def pids(self) -> list[int]:
         found = leaks.processes(str(self.daemon.folder), f"thaw-{self.daemon.instance}")

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from bench.images import BIG, ONE_LAYER
 from bench.node import Node
@@ -16,7 +16,10 @@ from bench.session import Session
 from cri.api import thaw_pb2
 from e2e.harness.refs import SLEEP
 
-EXECS = 5
+EXECS: Final = 5
+
+MOST_WAITING: Final = 50
+"""More pods are not started to empty a pool."""
 
 
 @dataclass
@@ -118,9 +121,9 @@ def drained(session: Session) -> None:
     for _ in session.rounds(8, 3, 40):
         for node in session.nodes:
             session.quiet(node)
-            pods = []
+            pods: list[Pod] = []
             if node.name == THAW:
-                while session.thaw.pool().ready:
+                while session.thaw.pool().ready and len(pods) < MOST_WAITING:
                     pods.append(Pod.run(node))
             with session.figures.timed("drained", node.name):
                 pods.append(Pod.up(node))
