@@ -44,10 +44,11 @@ CASES: Final[dict[str, Callable[[Session], None]]] = {
     "life7": lives.seven_layers,
     "cni": lives.cni,
     "drained": lives.drained,
-    "parallel": many.parallel,
+    "parallel": many.ten,
     "sequence": many.sequence,
     "logs": traffic.logs,
     "http": traffic.http,
+    "parallel50": many.fifty,
     "growth": growth.measure,
 }
 

@@ -36,13 +36,10 @@ def measure(session: Session) -> None:
     _start(session)
     points: Sequence[int] = QUICK_POINTS if session.quick else session.points or POINTS
     for point in points:
-        if curves[THAW] and session.late():
-            session.say(f"the time is over before {point} pods")
-            break
         for node in session.nodes:
-            _fill(node, pods[node.name], point)
+            _fill(session, node, pods[node.name], point)
         if any(len(each) < point for each in pods.values()):
-            session.say(f"memory ends before {point} pods")
+            session.say(f"time or memory ends before {point} pods")
             break
         for node in session.nodes:
             curves[node.name].append(_point(session, node, pods[node.name]))
@@ -50,7 +47,7 @@ def measure(session: Session) -> None:
             _idle(session, pods)
         if point == 50:
             _fifty(session)
-    if not session.quick:
+    if not (session.quick or session.late()):
         _lists(session, pods)
     for each in pods.values():
         remove_all(each)
@@ -67,8 +64,11 @@ def _start(session: Session) -> None:
         session.figures.add("daemon_memory_0", node.name, resident, "MiB")
 
 
-def _fill(node: Node, pods: list[Pod], count: int) -> None:
-    while len(pods) < count and memory.available_mib() > RESERVE_MIB:
+def _fill(session: Session, node: Node, pods: list[Pod], count: int) -> None:
+    """Make pods until there are `count`, or until time or memory is over; one at least."""
+    while len(pods) < count and not (pods and session.late()):
+        if memory.available_mib() < RESERVE_MIB:
+            return
         pods.append(Pod.up(node))
 
 

@@ -17,11 +17,14 @@ BLOCK: Final = 25
 """Lives of one node in a row before it is the other's turn."""
 
 
-def parallel(session: Session) -> None:
-    """Rows parallel10, parallel50."""
+def ten(session: Session) -> None:
+    """Row parallel10."""
     _all_up(session, "parallel10", 10, session.rounds(5, 2, 45))
-    if not session.quick:
-        _all_up(session, "parallel50", 50, session.rounds(3, 0, 70))
+
+
+def fifty(session: Session) -> None:
+    """Row parallel50: more than any default pool holds."""
+    _all_up(session, "parallel50", 50, session.rounds(3, 0, 70))
 
 
 def _all_up(session: Session, row: str, count: int, rounds: Iterator[int]) -> None:
