@@ -41,7 +41,7 @@ async def _measure(session: Session) -> None:
     memory = await ram.load(baked)
     try:
         with tempfile.TemporaryDirectory(prefix="thaw-bench-vm-") as folder:
-            for _ in session.rounds(8, 3, 35):
+            for _ in session.rounds(8, 2, 35):
                 session.gate.wait()
                 cold = await _boot(guest, shape, accel, Path(folder))
                 session.gate.wait()

@@ -45,7 +45,7 @@ def sequence(session: Session) -> None:
     A block ends when the pool is full again: what refilling costs is in its rate.
     """
     blocks = session.pick(8, 2)
-    times: dict[str, list[float]] = {node.name: [] for node in session.nodes}
+    times: dict[str, list[list[float]]] = {node.name: [] for node in session.nodes}
     before: dict[str, float] = {}
     for number in session.rounds(blocks, blocks, 230):
         for node in session.nodes:
@@ -54,7 +54,7 @@ def sequence(session: Session) -> None:
                 # The first block is the warm-up: what a daemon's heap takes once is no growth.
                 before[node.name] = resident_mib(node.daemon_pid())
             begun = time.perf_counter()
-            times[node.name] += [_life(node) for _ in range(session.pick(BLOCK, 5))]
+            times[node.name].append([_life(node) for _ in range(session.pick(BLOCK, 5))])
             node.settle()
             took = time.perf_counter() - begun
             rate = session.pick(BLOCK, 5) / took
@@ -76,7 +76,14 @@ def _life(node: Node) -> float:
     return took
 
 
-def drift_of(times: list[float]) -> float:
-    """The median of the last quarter by that of the first."""
-    quarter = max(1, len(times) // 4)
-    return statistics.median(times[-quarter:]) / statistics.median(times[:quarter])
+def drift_of(blocks: list[list[float]]) -> float:
+    """The median of the last quarter of the blocks by that of the first.
+
+    Whole blocks, since each begins with a full pool.
+    """
+    quarter = max(1, len(blocks) // 4)
+    first, last = (
+        statistics.median(time for block in some for time in block)
+        for some in (blocks[:quarter], blocks[-quarter:])
+    )
+    return last / first

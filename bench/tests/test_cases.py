@@ -64,10 +64,12 @@ def test_a_line_has_its_size() -> None:
     assert images.line(7).startswith(b"00000007 ")
 
 
-def test_drift() -> None:
-    assert many.drift_of([10.0] * 100) == 1.0
-    assert many.drift_of([10.0] * 75 + [20.0] * 25) == 2.0
-    assert many.drift_of([5.0]) == 1.0
+def test_drift_compares_whole_blocks() -> None:
+    # Each block begins with what the pool had ready.
+    block = [1.0, 10.0, 10.0]
+    assert many.drift_of([block] * 8) == 1.0
+    assert many.drift_of([block] * 6 + [[2 * value for value in block]] * 2) == 2.0
+    assert many.drift_of([block]) == 1.0
 
 
 def test_the_timeline_has_one_axis() -> None:
