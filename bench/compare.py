@@ -5,8 +5,8 @@ peer, whose code is the same, its change is taken out: a slower machine slows bo
 median is 1.25 x 1.48 x MAD / sqrt(n), the standard error that it has for normal samples; the noise
 of the change is the root of the sum of squares of all medians' relative noises. A row got worse, or
 better, when its change exceeds 10 % and 3 x its noise; with fewer than 3 samples on either side it
-exceeds 50 % too. Rows whose value is a count where less is better (lines lost) get worse with any
-increase.
+exceeds 50 % too. A value that is 0 or less in one run (lines lost, growth of memory) has no factor:
+it got worse when it exceeds the row's own limit in B and not in A.
 """
 
 from __future__ import annotations
@@ -64,13 +64,11 @@ def change(before: Figure, after: Figure) -> Change:
     """Compare one row that both runs have."""
     old, new = value_of(before, THAW), value_of(after, THAW)
     title, unit = str(after["title"]), str(after["unit"])
-    if old == 0 or new == 0:
-        outcome: Outcome = "same" if old == new else _direction(new - old, after)
-        factor = 1.0 if old == new else math.inf if old == 0 else 0.0
-        return Change(title, unit, old, new, factor, 0.0, outcome)
+    if old <= 0 or new <= 0:
+        return Change(title, unit, old, new, 1.0, 0.0, _by_limit(old, new, after))
     sides = [(before, THAW), (after, THAW)]
     factor = new / old
-    if all(PEER in each and value_of(each, PEER) for each in (before, after)):
+    if all(PEER in each and value_of(each, PEER) > 0 for each in (before, after)):
         factor /= value_of(after, PEER) / value_of(before, PEER)
         sides += [(before, PEER), (after, PEER)]
     noise = math.sqrt(sum(noise_of(figure, who) ** 2 for figure, who in sides))
@@ -84,6 +82,13 @@ def change(before: Figure, after: Figure) -> Change:
 
 def _direction(difference: float, figure: Figure) -> Outcome:
     return "worse" if (difference > 0) == (figure["better"] == "less") else "better"
+
+
+def _by_limit(old: float, new: float, figure: Figure) -> Outcome:
+    limit = figure["goal"]["limit"]
+    if limit is None or (old > limit) == (new > limit):
+        return "same"
+    return _direction(new - old, figure)
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:

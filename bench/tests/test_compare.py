@@ -23,6 +23,7 @@ def _figure(row: str, thaw: list[float], peer: list[float] | None = None) -> dic
         "unit": found.unit,
         "better": found.better,
         "statistic": found.statistic,
+        "goal": {"ratio": found.ratio, "limit": found.limit},
         **{who: Series(found.unit, values).to_dict() for who, values in sides.items()},
     }
 
@@ -80,6 +81,15 @@ def test_a_first_lost_line_is_worse() -> None:
     assert compare.change(before, after).outcome == "worse"
     assert compare.change(after, before).outcome == "better"
     assert compare.change(before, before).outcome == "same"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "outcome"),
+    [(-3.0, 0.1, "same"), (0.1, -3.0, "same"), (-1.0, 9.0, "worse"), (9.0, 0.0, "better")],
+)
+def test_growth_below_zero_is_judged_by_its_limit(old: float, new: float, outcome: str) -> None:
+    before, after = (_figure("lives_growth", [value], [-value]) for value in (old, new))
+    assert compare.change(before, after).outcome == outcome
 
 
 @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=30))
