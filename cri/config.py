@@ -84,7 +84,12 @@ class Vm:
 
 @dataclass(frozen=True)
 class Pool:
-    size: int = setting(2, "How many VMs of the default shape wait ready.", minimum=0, maximum=1000)
+    size: int = setting(
+        10,
+        "How many VMs of the default shape wait ready: the pods that start in a burst.",
+        minimum=0,
+        maximum=1000,
+    )
     max_memory_mib: int = setting(
         4096,
         "The pool restores no more VMs when its own would hold more private memory than this,\n"
@@ -96,6 +101,13 @@ class Pool:
     )
     parallel: int = setting(
         1, "How many VMs are restored for the pool at a time.", minimum=1, maximum=64
+    )
+    on_the_spot: int = setting(
+        0,
+        "How many VMs are restored at a time for pods that found the pool empty; more pods wait\n"
+        "their turn. 0 is twice the processors.",
+        minimum=0,
+        maximum=1024,
     )
 
 

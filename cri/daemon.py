@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -58,7 +59,13 @@ class Daemon:
         pool = self.config.pool
         self.pool = Pool(
             self.config.guest.default_shape,
-            Limits(pool.size, pool.parallel, pool.max_memory_mib, pool.reserve_mib),
+            Limits(
+                pool.size,
+                pool.parallel,
+                pool.on_the_spot or 2 * (os.cpu_count() or 1),
+                pool.max_memory_mib,
+                pool.reserve_mib,
+            ),
             refill=self.refill,
             spawn=self.spawn,
             kill=self.kill,
@@ -90,7 +97,8 @@ class Daemon:
             rehearsal=str(guest / "rehearsal.squashfs"),
             tap_name=TAP,
             netns=str(self.netns_folder / vm_id),
-            rehearse=self.config.vm.rehearse,
+            # What waits has the time for it; a pod that waits has not.
+            rehearse=self.config.vm.rehearse and waits,
             slots=self.config.vm.slots,
             cgroup=self.cgroups.pool if waits else self.cgroups.path(vm_id, ""),
         )

@@ -24,10 +24,12 @@ Kill = Callable[[Vm], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """`size` VMs wait, `parallel` are restored at a time; see `capacity`."""
+    """`size` VMs wait, `parallel` are restored for the pool at a time, `on_the_spot` for pods that
+    found it empty; see `capacity`."""
 
     size: int
     parallel: int = 1
+    on_the_spot: int = 4
     max_memory_mib: int = 4096
     reserve_mib: int = 64
 
@@ -41,7 +43,7 @@ class Pool:
     """A queue of ready VMs, refilled in the background; every VM in it has a live shim.
 
     `refill` makes the VMs that wait. When there is none, or for another shape, `take` has one made
-    on the spot by `spawn`, the same path. A VM
+    on the spot by `spawn`, the same path, a few at a time: more would all be late. A VM
     whose shim dies while it waits is thrown away and replaced. After a failure the pool waits,
     longer each time, before it tries again.
     """
@@ -65,6 +67,7 @@ class Pool:
         self._ready: deque[Vm] = deque()
         self._wanted = asyncio.Event()
         self._tasks = Tasks()
+        self._spot = asyncio.Semaphore(limits.on_the_spot)
         self._busy = 0
         self._closed = False
 
@@ -86,20 +89,25 @@ class Pool:
 
     async def take(self, shape: str) -> Vm:
         """A ready VM: from the pool, or restored for the caller. Raises what the restore raises."""
-        if shape == self.shape:
-            while self._ready:
-                vm = self._ready.popleft()
-                self._wanted.set()
-                if vm.shim is not None and not vm.shim.closed.is_set():
-                    return vm
-                await self._kill(vm)
+        if (vm := await self._ready_one(shape)) is not None:
+            return vm
         # Refilling gives way to a pod that waits.
         self._busy += 1
         try:
-            return await self._spawn(shape)
+            async with self._spot:
+                return await self._ready_one(shape) or await self._spawn(shape)
         finally:
             self._busy -= 1
             self._wanted.set()
+
+    async def _ready_one(self, shape: str) -> Vm | None:
+        while shape == self.shape and self._ready:
+            vm = self._ready.popleft()
+            self._wanted.set()
+            if vm.shim is not None and not vm.shim.closed.is_set():
+                return vm
+            await self._kill(vm)
+        return None
 
     def _put(self, vm: Vm) -> None:
         self._ready.append(vm)

@@ -65,6 +65,26 @@ async def test_empty_or_another_shape_restores_on_the_spot() -> None:
     await pool.close()
 
 
+async def test_pods_that_find_it_empty_wait_their_turn() -> None:
+    maker = Maker()
+    under_way, most = 0, 0
+
+    async def spawn(shape: str) -> Vm:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return await maker.spawn(shape)
+
+    limits = Limits(0, on_the_spot=3)
+    pool = Pool("1x2048", limits, refill=maker.spawn, spawn=spawn, kill=maker.kill)
+    vms = await asyncio.gather(*(pool.take("1x2048") for _ in range(20)))
+    assert len({vm.id for vm in vms}) == 20
+    assert most == 3
+    await pool.close()
+
+
 async def test_memory_limits_the_size() -> None:
     assert Limits(10, max_memory_mib=200, reserve_mib=64).capacity == 3
 
