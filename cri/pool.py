@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,11 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 30.0
+PATIENCE: Final = 1.0
+"""Seconds for which refilling gives way to pods that start: under a steady stream of them the pool
+would never be filled."""
+SETTLE: Final = 0.1
+"""Seconds without a call that starts something, after which a pod is taken to be up."""
 
 Spawn = Callable[[str], Awaitable[Vm]]
 Kill = Callable[[Vm], Awaitable[None]]
@@ -68,7 +74,9 @@ class Pool:
         self._wanted = asyncio.Event()
         self._tasks = Tasks()
         self._spot = asyncio.Semaphore(limits.on_the_spot)
-        self._busy = 0
+        self._restoring = 0
+        self._under_way = 0
+        self._calls = 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -91,14 +99,33 @@ class Pool:
         """A ready VM: from the pool, or restored for the caller. Raises what the restore raises."""
         if (vm := await self._ready_one(shape)) is not None:
             return vm
-        # Refilling gives way to a pod that waits.
-        self._busy += 1
+        # No refilling while a pod waits for a VM.
+        self._restoring += 1
         try:
             async with self._spot:
                 return await self._ready_one(shape) or await self._spawn(shape)
         finally:
-            self._busy -= 1
+            self._restoring -= 1
             self._wanted.set()
+
+    @contextlib.contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """While a pod or container starts in this block, refilling waits, up to `PATIENCE`."""
+        self._under_way += 1
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._calls += 1
+
+    async def _give_way(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                seen = -1
+                while self._under_way or seen != self._calls:
+                    seen = self._calls
+                    await asyncio.sleep(SETTLE)
 
     async def _ready_one(self, shape: str) -> Vm | None:
         while shape == self.shape and self._ready:
@@ -125,9 +152,10 @@ class Pool:
     async def _fill(self) -> None:
         delay = self._first_delay
         while not self._closed:
-            if self._busy or len(self._ready) + self.starting >= self.limits.capacity:
+            if self._restoring or len(self._ready) + self.starting >= self.limits.capacity:
                 self._wanted.clear()
                 await self._wanted.wait()
+                await self._give_way()
                 continue
             self.starting += 1
             try:

@@ -50,7 +50,8 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
 
     async def work() -> str:
         with daemon.names.claim(f"container {metadata.name} of pod {pod.id}", key):
-            return await create(daemon, pod, request.config)
+            with daemon.pool.giving_way():
+                return await create(daemon, pod, request.config)
 
     return v1.CreateContainerResponse(container_id=await daemon.runs.run(flight, work))
 

@@ -18,7 +18,8 @@ START_ERROR = 128
 async def run(daemon: Daemon, request: v1.StartContainerRequest) -> v1.StartContainerResponse:
     container = daemon.index.containers.find(request.container_id)
     with daemon.names.claim(f"start of container {container.id}", ("start", container.id)):
-        await start(daemon, container)
+        with daemon.pool.giving_way():
+            await start(daemon, container)
     return v1.StartContainerResponse()
 
 

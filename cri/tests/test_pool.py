@@ -65,6 +65,20 @@ async def test_empty_or_another_shape_restores_on_the_spot() -> None:
     await pool.close()
 
 
+async def test_refilling_gives_way_to_pods_that_start() -> None:
+    maker = Maker()
+    pool = make(maker, 1)
+    pool.start()
+    await until(lambda: len(pool) == 1)
+    with pool.giving_way():
+        await pool.take("2x2048")
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert len(pool) == 0
+    await until(lambda: len(pool) == 1)
+    await pool.close()
+
+
 async def test_pods_that_find_it_empty_wait_their_turn() -> None:
     maker = Maker()
     under_way, most = 0, 0
