@@ -16,6 +16,7 @@ from cri import main
 from cri.api import v1_pb2 as v1
 from cri.api import v1_pb2_grpc
 from cri.config import Config
+from cri.config import Pool as PoolConfig
 from cri.tests.fakes import FakeImages, FakeNetwork, FakeZygote
 from hostlib.errors import FailedPrecondition
 
@@ -43,7 +44,10 @@ def stub(path: Path) -> tuple[grpc.aio.Channel, Any]:
 
 async def test_a_life(tmp_path: Path, zygote: FakeZygote, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(
-        root=tmp_path / "root", state=tmp_path / "state", listen=f"unix://{tmp_path}/s/t.sock"
+        root=tmp_path / "root",
+        state=tmp_path / "state",
+        listen=f"unix://{tmp_path}/s/t.sock",
+        pool=PoolConfig(size=2),
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(tmp_path / "notify"))
