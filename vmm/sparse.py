@@ -77,7 +77,7 @@ def digest(descriptor: int, size: int) -> str:
 
 
 def clone(source: Path, target: Path) -> None:
-    """Copy a sparse file to a new one, mode 0600: a pod's scratch disk from its template. Blocking.
+    """Copy a sparse file to a new one, mode 0600. Blocking.
 
     Raises FileExistsError, OSError (ENOSPC).
     """
