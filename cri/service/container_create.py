@@ -49,9 +49,9 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
             )
 
     async def work() -> str:
-        with daemon.names.claim(f"container {metadata.name} of pod {pod.id}", key):
-            with daemon.pool.giving_way():
-                return await create(daemon, pod, request.config)
+        name = f"container {metadata.name} of pod {pod.id}"
+        with daemon.names.claim(name, key), daemon.pool.giving_way():
+            return await create(daemon, pod, request.config)
 
     return v1.CreateContainerResponse(container_id=await daemon.runs.run(flight, work))
 

@@ -17,9 +17,9 @@ START_ERROR = 128
 
 async def run(daemon: Daemon, request: v1.StartContainerRequest) -> v1.StartContainerResponse:
     container = daemon.index.containers.find(request.container_id)
-    with daemon.names.claim(f"start of container {container.id}", ("start", container.id)):
-        with daemon.pool.giving_way():
-            await start(daemon, container)
+    name = f"start of container {container.id}"
+    with daemon.names.claim(name, ("start", container.id)), daemon.pool.giving_way():
+        await start(daemon, container)
     return v1.StartContainerResponse()
 
 

@@ -52,9 +52,9 @@ async def run(daemon: Daemon, request: v1.RunPodSandboxRequest) -> v1.RunPodSand
         )
 
     async def work() -> str:
-        with daemon.names.claim(f"pod {metadata.namespace}/{metadata.name}", ("pod", *key)):
-            with daemon.pool.giving_way():
-                return await start(daemon, plan)
+        name = f"pod {metadata.namespace}/{metadata.name}"
+        with daemon.names.claim(name, ("pod", *key)), daemon.pool.giving_way():
+            return await start(daemon, plan)
 
     return v1.RunPodSandboxResponse(pod_sandbox_id=await daemon.runs.run(flight, work))
 
