@@ -14,14 +14,19 @@ from typing import Any, Final, Protocol
 
 from cri.api import v1_pb2 as v1
 from cri.capabilities import capabilities
+from hostlib.devices import default_rules
 from hostlib.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 SHARE: Final = "/run/thaw/share"
 IDENTITY: Final = "/run/thaw/identity"
+GENERATION: Final = "/run/thaw/generation"
+"""Where a container finds a UUID that changes, in place, with every restore."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 OTHER_RUNTIME: Final = "run such pods under another runtime handler on this node"
+
+_SEALED: Final = ("ro", "nosuid", "nodev", "noexec")
 
 _MOUNT_OPTIONS: Final = frozenset({"noexec", "nodev", "nosuid"})
 
@@ -100,7 +105,7 @@ def build(
     readonly_root = security.readonly_rootfs
     linux: dict[str, Any] = {
         "namespaces": _namespaces(security.namespace_options),
-        "resources": _resources(config.linux.resources),
+        "resources": _resources(config.linux.resources, privileged=security.privileged),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
         "rootfsPropagation": "rslave",
@@ -128,13 +133,17 @@ def build(
         },
         "root": {"path": "rootfs", "readonly": readonly_root},
         "hostname": hostname,
-        "mounts": _order(
-            [
-                *_default_mounts(privileged=security.privileged),
-                *_identity_mounts(config.mounts, readonly=readonly_root),
-            ],
-            binds,
-        ),
+        "mounts": [
+            # First, so that a volume at /run covers it, and no mount point is made in the volume.
+            _mount(GENERATION, "bind", f"{IDENTITY}/generation", ["bind", "rprivate", *_SEALED]),
+            *_order(
+                [
+                    *_default_mounts(privileged=security.privileged),
+                    *_identity_mounts(config.mounts, readonly=readonly_root),
+                ],
+                binds,
+            ),
+        ],
         "linux": linux,
     }
     return Built(spec, shares)
@@ -270,7 +279,7 @@ def _namespaces(options: v1.NamespaceOption) -> list[dict[str, str]]:
     ]
 
 
-def _resources(resources: v1.LinuxContainerResources) -> dict[str, Any]:
+def _resources(resources: v1.LinuxContainerResources, *, privileged: bool) -> dict[str, Any]:
     for limit in resources.hugepage_limits:
         if limit.limit:
             raise Unimplemented(f"huge pages ({limit.page_size}) are not supported yet")
@@ -291,6 +300,8 @@ def _resources(resources: v1.LinuxContainerResources) -> dict[str, Any]:
         "memory": {key: int(value) for key, value in memory.items() if value},
         "cpu": {key: int(value) for key, value in cpu.items() if value},
         "unified": dict(resources.unified),
+        # No rules are no filter: a privileged container may use every device of its VM.
+        "devices": [] if privileged else default_rules(),
     }
     return {key: value for key, value in found.items() if value}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hostlib import failpoint
+from hostlib.devices import default_rules
 from hostlib.errors import Internal
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def spec(*args: str) -> dict[str, Any]:
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")],
+            "resources": {"devices": default_rules()},
         },
     }
 

@@ -9,10 +9,14 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::{Value, json};
 
 use crate::container::cgroup::Cgroup;
+use crate::container::device_filter::Filters;
+use crate::container::spec::Process;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::frame::{FIN, Frame, Kind, MAX_PAYLOAD, MORE, encode};
+use crate::hooks;
 use crate::port::{self, Port};
-use crate::session::{self, MAX_REQUESTS, Session, too_deep};
+use crate::request::StreamIds;
+use crate::session::{self, MAX_REQUESTS, Session};
 use crate::source::Source;
 use crate::storage::Storage;
 use crate::streams::Streams;
@@ -46,6 +50,8 @@ pub struct Container {
     pub exit_code: i32,
     pub oom_killed: bool,
     pub cgroup: Cgroup,
+    /// What init is, and so what its hooks are.
+    pub process: Process,
     pub terminal: Option<OwnedFd>,
     /// The request that waits for init's end, to finish `container.delete`.
     pub deleting: Option<Reply>,
@@ -66,17 +72,10 @@ pub struct Reply {
 pub enum Who {
     Init(String),
     Exec(String),
-}
-
-#[derive(Clone, Copy, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamIds {
-    #[serde(default)]
-    pub stdin: u32,
-    #[serde(default)]
-    pub stdout: u32,
-    #[serde(default)]
-    pub stderr: u32,
+    /// Runs the hooks of a container.
+    Hooks,
+    /// Removes what an ended container wrote.
+    Cleaner,
 }
 
 /// A child from its fork until it is reaped.
@@ -103,6 +102,8 @@ pub struct Agent {
     pub children: HashMap<u32, ChildState>,
     pub probes: HashMap<u32, (OwnedFd, Reply)>,
     pub next_exec: u64,
+    pub filters: Filters,
+    pub hooks: Option<hooks::Run>,
     scratch: Vec<u8>,
 }
 
@@ -128,6 +129,8 @@ impl Agent {
             children: HashMap::new(),
             probes: HashMap::new(),
             next_exec: 1,
+            filters: Filters::default(),
+            hooks: None,
             scratch: vec![0; MAX_PAYLOAD],
         };
         agent.watch(&agent.signals, Source::Signals, EventFlags::IN)?;
@@ -193,6 +196,7 @@ impl Agent {
             Source::Orphan(id) => self.streams.drain_orphan(&self.poll, id, &mut self.scratch),
             Source::Status(pid) => self.on_status(pid),
             Source::Probe(request) => rpc::probe_ended(self, request),
+            Source::HooksTimer => hooks::out_of_time(self),
         }
     }
 
@@ -311,12 +315,7 @@ impl Agent {
             return;
         }
         self.session.under_way.insert(request);
-        let outcome = if too_deep(&message) {
-            Err(Fault::invalid("the request's JSON is nested too deep"))
-        } else {
-            rpc::carry_out(self, reply, &message)
-        };
-        match outcome {
+        match rpc::carry_out(self, reply, &message) {
             Ok(None) => {}
             Ok(Some(result)) => self.answer(reply, Ok(result)),
             Err(fault) => self.answer(reply, Err(fault)),

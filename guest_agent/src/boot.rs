@@ -14,8 +14,8 @@ use crate::fault::{Doing, Fault, Outcome};
 
 /// Folders of the agent under /run/thaw.
 const FOLDERS: [&str; 6] = ["layers", "scratch", "share", "identity", "rootfs", "state"];
-/// Files that `identity` fills; empty from boot on, so that they can be bound.
-pub const IDENTITY_FILES: [&str; 5] = ["hostname", "hosts", "resolv.conf", "machine-id", "boot_id"];
+/// Files that the steps `identity` and `generation` fill; empty from boot on, so that they can be bound.
+pub const IDENTITY_FILES: [&str; 6] = ["hostname", "hosts", "resolv.conf", "machine-id", "boot_id", "generation"];
 
 fn attach(kind: &str, at: &str, flags: MountFlags, data: &CStr) -> Outcome<()> {
     fs::create_dir_all(at).doing(|| format!("create {at}"))?;

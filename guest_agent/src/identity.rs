@@ -20,8 +20,8 @@ pub struct Identity {
     boot_id: Option<String>,
 }
 
-/// Written in place: containers have bound the file, not its name.
-fn write(name: &str, text: &str) -> Outcome<()> {
+/// Written in place: containers have bound the file, not its name, and may watch it.
+pub fn write(name: &str, text: &str) -> Outcome<()> {
     let path = format!("{FOLDER}/{name}");
     fs::write(&path, text).doing(|| format!("write {path}"))
 }
@@ -30,7 +30,7 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-fn is_uuid(text: &str) -> bool {
+pub fn is_uuid(text: &str) -> bool {
     let lengths = text.split('-').map(str::len);
     lengths.eq([8, 4, 4, 4, 12]) && text.split('-').all(is_hex)
 }

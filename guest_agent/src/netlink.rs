@@ -1,9 +1,9 @@
-//! As much of rtnetlink as the agent needs: messages with attributes, an acknowledgement for each, dumps.
+//! As much of netlink as the agent needs: messages with attributes, an acknowledgement for each, dumps.
 
 use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::fault::{Doing, Fault, Outcome, words};
 
@@ -74,10 +74,11 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    pub fn open() -> Outcome<Self> {
-        let what = || "open rtnetlink".to_owned();
-        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
-            .doing(what)?;
+    /// No protocol is rtnetlink.
+    pub fn open(protocol: Option<Protocol>) -> Outcome<Self> {
+        let what = || "open netlink".to_owned();
+        let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+        let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol).doing(what)?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0)).doing(what)?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; 64 * 1024] })
     }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::fault::{Doing, Fault, Outcome};
 use crate::netlink::{ACK, CREATE, DUMP, Message, Netlink, REPLACE, attributes};
+use crate::sockets;
 
 const LINK: &str = "eth0";
 const RTM_NEWLINK: u16 = 16;
@@ -109,7 +110,7 @@ fn link_message(index: u32, flags: u32) -> Message {
 /// Brings `lo` and, where there is one, `eth0` up: at boot, so that a restored guest need not.
 pub fn boot() -> Outcome<()> {
     crate::announce::prepare();
-    let mut netlink = Netlink::open()?;
+    let mut netlink = Netlink::open(None)?;
     for name in ["lo", LINK] {
         if let Ok(index) = index_of(name) {
             // No autoconfiguration: the host alone gives addresses, and the link-local one follows from the pod's MAC,
@@ -215,9 +216,10 @@ pub fn configure(network: &Network) -> Outcome<()> {
     const IFLA_ADDRESS: u16 = 1;
     const IFLA_MTU: u16 = 4;
     let mac = parse_mac(&network.mac)?;
-    let mut netlink = Netlink::open()?;
+    let mut netlink = Netlink::open(None)?;
     let index = index_of(LINK)?;
     flush(&mut netlink, index)?;
+    sockets::destroy_connections()?;
     let link =
         link_message(index, IFF_UP).attribute(IFLA_ADDRESS, &mac).attribute(IFLA_MTU, &network.mtu.to_ne_bytes());
     netlink.tell(link, 0, || format!("network: set {LINK} to {} and MTU {}", network.mac, network.mtu))?;
@@ -252,7 +254,7 @@ pub fn configure(network: &Network) -> Outcome<()> {
 /// Addresses of all links, as `index address/prefix`, for `state`.
 pub fn addresses() -> Vec<String> {
     const IFA_ADDRESS: u16 = 1;
-    let Ok(mut netlink) = Netlink::open() else { return Vec::new() };
+    let Ok(mut netlink) = Netlink::open(None) else { return Vec::new() };
     let dumped = netlink.ask(Message::new(RTM_GETADDR, DUMP, &[0; 8])).unwrap_or_default();
     let mut lines: Vec<String> = dumped
         .iter()

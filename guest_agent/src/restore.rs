@@ -1,8 +1,8 @@
 //! The steps that make a clone of a snapshot a machine of its own, in the order of docs/protocol.md.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use base64::Engine;
@@ -76,11 +76,13 @@ fn write_generation(given: Option<&str>) -> Outcome<()> {
             fresh.trim()
         }
     };
-    let path = "/run/thaw/generation";
-    let temporary = "/run/thaw/.generation";
-    let mut file = File::create(temporary).doing(|| format!("create {temporary}"))?;
-    writeln!(file, "{text}").doing(|| format!("write {temporary}"))?;
-    fs::rename(temporary, path).doing(|| format!("rename to {path}"))
+    if !identity::is_uuid(text) {
+        return Err(Fault::invalid(format!("generation {text:?} is not a UUID in lower case")));
+    }
+    // One write over the former, which is as long: a reader meets one or the other, and never an empty file.
+    let path = "/run/thaw/identity/generation";
+    let file = File::options().write(true).open(path).doing(|| format!("open {path}"))?;
+    file.write_all_at(format!("{text}\n").as_bytes(), 0).doing(|| format!("write {path}"))
 }
 
 pub fn restore(params: &Params) -> Outcome<Confirmed> {

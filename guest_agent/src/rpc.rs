@@ -1,14 +1,12 @@
-//! The requests: from JSON to the modules that carry them out, and back.
+//! The requests carried out, by the modules that know how.
 
 use rustix::event::epoll::EventFlags;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::agent::{Agent, Container, Reply, State, StreamIds};
-use crate::container::spec::{Process, Spec};
+use crate::agent::{Agent, Container, Reply, State};
 use crate::fault::{Code, Doing, Fault, Outcome};
+use crate::hooks::{self, Phase};
+use crate::request::{self, ExecKill, Probe, Request, Resize};
 use crate::source::Source;
 use crate::{restore, sandbox, state, sys};
 
@@ -17,133 +15,17 @@ pub use crate::sandbox::{child_ended, hear_child};
 /// What a request gives: a result now, or None when it is answered later.
 pub type Given = Outcome<Option<Value>>;
 
-#[derive(Deserialize)]
-struct Request<'a> {
-    method: String,
-    #[serde(borrow, default)]
-    params: Option<&'a RawValue>,
-}
-
 /// Which sources the binary was built from.
 pub fn build() -> &'static str {
     option_env!("THAW_AGENT_BUILD").unwrap_or("unknown")
 }
 
-fn read<T: DeserializeOwned>(method: &str, params: &str) -> Outcome<T> {
-    serde_json::from_str(params).map_err(|error| Fault::invalid(format!("{method}: {error}")))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Slot {
-    slot: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LayerMount {
-    slot: u32,
-    layer: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LayerUnmount {
-    layer: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Create {
-    pub id: String,
-    pub spec: Spec,
-    pub layers: Vec<String>,
-    pub streams: StreamIds,
-    #[serde(default)]
-    pub terminal: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Id {
-    id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Adjust {
-    delta_ns: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Kill {
-    id: String,
-    signal: i32,
-    #[serde(default)]
-    all: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Delete {
-    id: String,
-    #[serde(default)]
-    force: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExecParams {
-    pub container: String,
-    pub process: Process,
-    pub streams: StreamIds,
-    #[serde(default)]
-    pub terminal: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ExecKill {
-    exec: String,
-    signal: i32,
-    #[serde(default = "yes")]
-    group: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Resize {
-    container: Option<String>,
-    exec: Option<String>,
-    width: u16,
-    height: u16,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Probe {
-    address: std::net::IpAddr,
-    port: u16,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Update {
-    id: String,
-    resources: crate::container::spec::Resources,
-}
-
 fn done(outcome: Outcome<()>) -> Given {
     outcome.map(|()| Some(json!({})))
+}
+
+fn value(result: impl serde::Serialize) -> Outcome<Value> {
+    serde_json::to_value(result).map_err(|error| Fault::internal(error.to_string()))
 }
 
 fn container<'a>(agent: &'a mut Agent, id: &str) -> Outcome<&'a mut Container> {
@@ -151,75 +33,42 @@ fn container<'a>(agent: &'a mut Agent, id: &str) -> Outcome<&'a mut Container> {
 }
 
 pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
-    let request: Request<'_> =
-        serde_json::from_slice(message).map_err(|error| Fault::invalid(format!("request: {error}")))?;
-    let method = request.method.as_str();
-    let params = request.params.map_or("{}", RawValue::get);
-    match method {
-        "ping" => {
-            let Nothing {} = read(method, params)?;
-            Ok(Some(json!({ "realtime_ns": restore::realtime_ns() })))
+    match request::parse(message)? {
+        Request::Ping => Ok(Some(json!({ "realtime_ns": restore::realtime_ns() }))),
+        Request::ClockAdjust(wanted) => done(restore::adjust_clock(wanted.delta_ns)),
+        Request::Restore(params) => {
+            let confirmed = value(restore::restore(&params)?)?;
+            hooks::run(agent, reply, Phase::AfterRestore, hooks::usual_timeout(), confirmed)
         }
-        "clock.adjust" => {
-            let Adjust { delta_ns } = read(method, params)?;
-            done(restore::adjust_clock(delta_ns))
+        Request::HooksRun(wanted) => hooks::run(agent, reply, wanted.phase, wanted.timeout_ns, json!({})),
+        Request::ScratchMount(wanted) => done(agent.storage.mount_scratch(wanted.slot)),
+        Request::ShareMount => done(agent.storage.mount_share()),
+        Request::ShareUnmount => done(agent.storage.unmount_share()),
+        Request::LayerMount(wanted) => done(agent.storage.mount_layer(wanted.slot, &wanted.layer)),
+        Request::LayerUnmount(wanted) => done(agent.storage.unmount_layer(&wanted.layer)),
+        Request::ContainerCreate(wanted) => sandbox::create(agent, reply, *wanted).map(|()| None),
+        Request::ContainerStart(wanted) => sandbox::start(agent, reply, &wanted.id).map(|()| None),
+        Request::ContainerKill(wanted) => {
+            done(sandbox::kill(container(agent, &wanted.id)?, &wanted.id, wanted.signal, wanted.all))
         }
-        "restore" => {
-            let confirmed = restore::restore(&read(method, params)?)?;
-            serde_json::to_value(confirmed).map(Some).map_err(|error| Fault::internal(error.to_string()))
-        }
-        "scratch.mount" => {
-            let Slot { slot } = read(method, params)?;
-            done(agent.storage.mount_scratch(slot))
-        }
-        "share.mount" => done(agent.storage.mount_share()),
-        "share.unmount" => done(agent.storage.unmount_share()),
-        "layer.mount" => {
-            let LayerMount { slot, layer } = read(method, params)?;
-            done(agent.storage.mount_layer(slot, &layer))
-        }
-        "layer.unmount" => {
-            let LayerUnmount { layer } = read(method, params)?;
-            done(agent.storage.unmount_layer(&layer))
-        }
-        "container.create" => sandbox::create(agent, reply, &read(method, params)?).map(|()| None),
-        "container.start" => {
-            let Id { id } = read(method, params)?;
-            sandbox::start(agent, reply, &id).map(|()| None)
-        }
-        "container.kill" => {
-            let Kill { id, signal, all } = read(method, params)?;
-            done(sandbox::kill(container(agent, &id)?, &id, signal, all))
-        }
-        "container.delete" => {
-            let Delete { id, force } = read(method, params)?;
-            sandbox::delete(agent, reply, &id, force)
-        }
-        "container.update" => {
-            let Update { id, resources } = read(method, params)?;
-            done(container(agent, &id)?.cgroup.update(&resources))
-        }
-        "container.list" => Ok(Some(list(agent))),
-        "container.stats" => {
-            let Id { id } = read(method, params)?;
-            let stats = container(agent, &id)?.cgroup.stats();
-            serde_json::to_value(stats).map(Some).map_err(|error| Fault::internal(error.to_string()))
-        }
-        "process.exec" => sandbox::exec(agent, reply, &read(method, params)?).map(|()| None),
-        "process.kill" => done(kill_exec(agent, &read(method, params)?)),
-        "process.resize" => done(resize(agent, &read(method, params)?)),
-        "network.probe" => probe(agent, reply, &read(method, params)?).map(|()| None),
-        "state" => Ok(Some(state::describe())),
-        "sync" => {
+        Request::ContainerDelete(wanted) => sandbox::delete(agent, reply, &wanted.id, wanted.force),
+        Request::ContainerUpdate(wanted) => done(container(agent, &wanted.id)?.cgroup.update(&wanted.resources)),
+        Request::ContainerList => Ok(Some(list(agent))),
+        Request::ContainerStats(wanted) => value(container(agent, &wanted.id)?.cgroup.stats()).map(Some),
+        Request::ProcessExec(wanted) => sandbox::exec(agent, reply, &wanted).map(|()| None),
+        Request::ProcessKill(wanted) => done(kill_exec(agent, &wanted)),
+        Request::ProcessResize(wanted) => done(resize(agent, &wanted)),
+        Request::NetworkProbe(wanted) => probe(agent, reply, &wanted).map(|()| None),
+        Request::State => Ok(Some(state::describe())),
+        Request::Sync => {
             rustix::fs::sync();
             Ok(Some(json!({})))
         }
-        "poweroff" => {
+        Request::PowerOff => {
             rustix::fs::sync();
             let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
             Err(Fault::internal("the machine did not power off"))
         }
-        other => Err(Fault::new(Code::Unimplemented, format!("method {other:?} is unknown to this agent"))),
     }
 }
 

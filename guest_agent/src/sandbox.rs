@@ -7,16 +7,17 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
-use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, StreamIds, Who, now_ns};
+use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns};
 use crate::container::cgroup::Cgroup;
 use crate::container::create::{Plan, Stdio, launch, launch_exec};
 use crate::container::namespaces::Own;
-use crate::container::rootfs;
+use crate::container::{rootfs, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
-use crate::rpc::{Create, ExecParams, Given};
+use crate::request::{Create, ExecParams, StreamIds};
+use crate::rpc::Given;
 use crate::source::Source;
 use crate::status::{self, Heard, Report};
-use crate::sys;
+use crate::{hooks, sys};
 
 /// The agent's ends of a process's pipes, by stream.
 #[derive(Default)]
@@ -38,10 +39,15 @@ fn pipe(ours_reads: bool) -> Outcome<(OwnedFd, OwnedFd)> {
     Ok((reader, writer))
 }
 
+/// Streams that lead nowhere.
+pub fn null_streams() -> Outcome<Stdio> {
+    Ok(Stdio { stdin: null()?, stdout: null()?, stderr: null()? })
+}
+
 fn stdio(ids: StreamIds, terminal: bool) -> Outcome<(Stdio, Ends)> {
     let mut ends = Ends::default();
     if terminal {
-        return Ok((Stdio { stdin: null()?, stdout: null()?, stderr: null()? }, ends));
+        return Ok((null_streams()?, ends));
     }
     let stdin = match ids.stdin {
         0 => null()?,
@@ -94,7 +100,7 @@ fn check_id(id: &str) -> Outcome<()> {
     if good { Ok(()) } else { Err(Fault::invalid(format!("container id {id:?} is not 64 hexadecimal digits"))) }
 }
 
-pub fn create(agent: &mut Agent, reply: Reply, wanted: &Create) -> Outcome<()> {
+pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
     check_id(&wanted.id)?;
     wanted.spec.check()?;
     let own = Own::parse(&wanted.spec.linux.namespaces)?;
@@ -111,12 +117,16 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: &Create) -> Outcome<()> {
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let cgroup = Cgroup::create(&wanted.id, &wanted.spec.linux.resources)?;
     let plan = Plan { id: &wanted.id, spec: &wanted.spec, layers: &wanted.layers, own, terminal: wanted.terminal };
-    let launched = rootfs::make_upper(&wanted.id).and_then(|()| launch(&plan, &child_ends, &cgroup));
+    let launched = agent
+        .filters
+        .attach(&cgroup, &wanted.spec.linux.resources.devices)
+        .and_then(|()| rootfs::make_upper(&wanted.id))
+        .and_then(|()| launch(&plan, &child_ends, &cgroup));
     let child = match launched {
         Ok(child) => child,
         Err(fault) => {
             let _ = cgroup.remove();
-            let _ = rootfs::remove_upper(&wanted.id);
+            let _ = clean(agent, &wanted.id);
             return Err(fault);
         }
     };
@@ -139,10 +149,11 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: &Create) -> Outcome<()> {
         exit_code: 0,
         oom_killed: false,
         cgroup,
+        process: wanted.spec.process,
         terminal: None,
         deleting: None,
     };
-    agent.containers.insert(wanted.id.clone(), container);
+    agent.containers.insert(wanted.id, container);
     Ok(())
 }
 
@@ -214,8 +225,33 @@ pub fn delete(agent: &mut Agent, reply: Reply, id: &str, force: bool) -> Given {
 fn remove(agent: &mut Agent, id: &str) -> Outcome<()> {
     let Some(container) = agent.containers.get(id) else { return Ok(()) };
     container.cgroup.remove().doing(|| format!("remove the cgroup of container {id}"))?;
-    rootfs::remove_upper(id).doing(|| format!("remove the files of container {id}"))?;
     agent.containers.remove(id);
+    clean(agent, id).doing(|| format!("remove the files of container {id}"))
+}
+
+/// Removes what a container wrote: at once where it is little, else by a child, since the agent must not wait.
+fn clean(agent: &mut Agent, id: &str) -> std::io::Result<()> {
+    const AT_ONCE: usize = 256;
+    let Some(trash) = rootfs::discard_upper(id)? else { return Ok(()) };
+    if matches!(trash::empty(&trash, AT_ONCE), Ok(true)) {
+        return Ok(());
+    }
+    let Some(pid) = sys::fork_into(0, None)? else {
+        // Pipes of containers among them: their readers wait for the end.
+        let _ = sys::close_from(3);
+        sys::exit_now(i32::from(trash::empty(&trash, usize::MAX).is_err()));
+    };
+    agent.children.insert(
+        pid,
+        ChildState {
+            who: Who::Cleaner,
+            status: None,
+            waiting: None,
+            streams: StreamIds::default(),
+            nonce: 0,
+            executed: false,
+        },
+    );
     Ok(())
 }
 
@@ -264,6 +300,7 @@ fn attach_terminal(agent: &mut Agent, pid: u32, master: OwnedFd) {
                     exec.terminal = Some(master);
                 }
             }
+            Who::Hooks | Who::Cleaner => {}
         }
         attach(agent, ids, ends, true);
     }
@@ -280,6 +317,10 @@ pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
                 attach_terminal(agent, pid, master);
             }
             on_ready(agent, pid);
+            true
+        }
+        Heard::Hook(name, code) => {
+            hooks::heard(agent, pid, name, code);
             true
         }
         Heard::Other(report) => {
@@ -319,6 +360,13 @@ fn on_report(agent: &mut Agent, pid: u32, report: Report) {
             result["exec"] = Value::from(id.as_str());
             false
         }
+        Who::Hooks => {
+            if let Report::Failed(fault) = report {
+                hooks::failed(agent, pid, &fault);
+            }
+            return;
+        }
+        Who::Cleaner => return,
     };
     let outcome = match report {
         Report::Failed(fault) => Err(fault),
@@ -347,6 +395,8 @@ pub fn child_ended(agent: &mut Agent, pid: u32, code: i32) {
                 agent.event(&json!({"event": "process.exit", "exec": id, "exit_code": code, "exited_at": now_ns()}));
             }
         }
+        Who::Hooks => hooks::ended(agent, pid, code),
+        Who::Cleaner => {}
         Who::Init(id) => init_ended(agent, &id, code),
     }
 }

@@ -15,6 +15,8 @@ pub enum Source {
     Status(u32),
     /// A connection attempt of `network.probe`, by request.
     Probe(u32),
+    /// The time that hooks are given is over.
+    HooksTimer,
 }
 
 impl Source {
@@ -28,6 +30,7 @@ impl Source {
             Self::Orphan(id) => (5, id),
             Self::Status(pid) => (6, pid),
             Self::Probe(request) => (7, request),
+            Self::HooksTimer => (8, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -42,6 +45,7 @@ impl Source {
             5 => Self::Orphan(number),
             6 => Self::Status(number),
             7 => Self::Probe(number),
+            8 => Self::HooksTimer,
             _ => Self::Channel,
         }
     }

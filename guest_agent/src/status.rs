@@ -1,5 +1,5 @@
 //! What the agent and a child that is not yet its program say to each other, over a SEQPACKET socket that closes on exec:
-//! `R` ready (with the terminal's master), `E<code>\n<message>` failed, `S` go on; the end of the stream is the exec.
+//! `R` ready (with the terminal's master), `E<code>\n<message>` failed, `H<exit code>\n<name>` a hook has ended, `S` go on; the end of the stream is the exec.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -25,6 +25,7 @@ pub enum Report {
 
 pub enum Heard {
     Ready(Option<OwnedFd>),
+    Hook(String, i32),
     Other(Report),
 }
 
@@ -61,6 +62,11 @@ pub fn hear(socket: &OwnedFd) -> Heard {
             });
             Heard::Ready(fds.last())
         }
+        Some(b'H') => {
+            let text = String::from_utf8_lossy(&bytes[1..count]);
+            let (code, name) = text.split_once('\n').unwrap_or_default();
+            Heard::Hook(name.to_owned(), code.parse().unwrap_or(255))
+        }
         Some(_) => {
             let text = String::from_utf8_lossy(&bytes[1..count]);
             let (code, message) = text.split_once('\n').unwrap_or(("INTERNAL", &text));
@@ -79,6 +85,11 @@ pub fn say_ready(socket: BorrowedFd<'_>, master: Option<&OwnedFd>) -> Outcome<()
     rustix::net::sendmsg(socket, &[IoSlice::new(b"R")], &mut ancillary, SendFlags::NOSIGNAL)
         .map(drop)
         .doing(|| "report to the agent".to_owned())
+}
+
+pub fn say_hook(socket: BorrowedFd<'_>, name: &str, code: i32) -> Outcome<()> {
+    let text = format!("H{code}\n{name}");
+    rustix::net::send(socket, text.as_bytes(), SendFlags::NOSIGNAL).map(drop).doing(|| "report to the agent".to_owned())
 }
 
 pub fn say_failed(socket: BorrowedFd<'_>, fault: &Fault) {

@@ -144,14 +144,64 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(libc::c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
 }
 
+fn exit_code(status: i32) -> i32 {
+    if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}
+
 /// Reaps one child: its pid and its exit code, 128+n for signal n.
 pub fn reap() -> Option<(u32, i32)> {
     let mut status = 0;
     // SAFETY: the pointer is to a live int.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0)?;
-    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
-    Some((pid, code))
+    Some((pid, exit_code(status)))
+}
+
+/// Waits for one child: its exit code, 128+n for signal n.
+pub fn wait(pid: u32) -> io::Result<i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the pointer is to a live int.
+        match check(libc::c_long::from(unsafe { libc::waitpid(pid.cast_signed(), &raw mut status, 0) })) {
+            Ok(_) => return Ok(exit_code(status)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Loads a program of type `BPF_PROG_TYPE_CGROUP_DEVICE`.
+pub fn load_device_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    // The head of union bpf_attr for BPF_PROG_LOAD; what is beyond the given size is zero.
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    let load = Load {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    // SAFETY: the attributes are as long as said, and what they point to outlives the call; an instruction is 8 bytes.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) })?;
+    Ok(inherited_fd(i32::try_from(fd).unwrap_or(-1)))
+}
+
+/// Makes the program decide over devices for the cgroup's processes, and for those of the cgroups below.
+pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    let attach =
+        [cgroup.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
+    // SAFETY: BPF_PROG_ATTACH reads target, program, type and flags, four u32.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attach.as_ptr(), size_of_val(&attach)) }).map(drop)
 }
 
 /// Credits entropy to the kernel's generator and makes it reseed at once.

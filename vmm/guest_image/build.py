@@ -22,7 +22,7 @@ from hostlib.tasks import in_thread
 from vmm.guest import GUEST_KIND, GUEST_VERSION, GuestImage, file_sha256
 from vmm.guest_image import cpio, kernel, modules, rehearsal, scratch
 
-RECIPE: Final = 3
+RECIPE: Final = 4
 """Raised when this package makes other files from the same inputs."""
 
 _LOCK_POLL: Final = 0.2

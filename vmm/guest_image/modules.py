@@ -23,6 +23,7 @@ REQUIRED: Final = (
     "overlay",
     "ext4",
     "virtio_net",
+    "tcp_diag",
     "9p",
     "9pnet_virtio",
 )

@@ -20,6 +20,7 @@ from vmm.guest_image.__main__ import PROJECT, default_agent
 from vmm.microvm import MicroVM
 from vmm.shape import MachineShape
 from vmm.snapshot import Snapshot
+from vmm.tests.containers import Guest, busybox_layer
 
 SHAPE = MachineShape(1, 256)
 
@@ -98,3 +99,21 @@ async def restore(
     yield work
     for vm in made:
         await vm.kill()
+
+
+@pytest.fixture(scope="session")
+def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("busybox") / "layer.squashfs"
+    asyncio.run(busybox_layer(target))
+    return target
+
+
+@pytest.fixture
+async def busybox(restore: Restore, busybox_image: Path) -> Guest:
+    """A restored VM whose layer `base` is busybox."""
+    vm = await restore()
+    await vm.resume()
+    await vm.connect()
+    guest = Guest(vm)
+    await guest.prepare(busybox_image)
+    return guest

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::container::device_filter;
 use crate::container::spec::Resources;
-use crate::fault::{Doing, Fault, Outcome};
+use crate::fault::{Code, Doing, Fault, Outcome};
 
 const PARENT: &str = "/sys/fs/cgroup/thaw";
 const CONTROLLERS: &str = "+cpu +cpuset +io +memory +pids";
@@ -22,7 +23,10 @@ pub fn prepare() -> io::Result<()> {
     for controller in CONTROLLERS.split(' ') {
         let _ = fs::write(format!("{PARENT}/cgroup.subtree_control"), controller);
     }
-    Ok(())
+    // Containers that may write their cgroup make more in it, and the agent removes them.
+    fs::write(format!("{PARENT}/cgroup.max.depth"), "16")?;
+    fs::write(format!("{PARENT}/cgroup.max.descendants"), "4096")?;
+    device_filter::prepare(fs::File::open(PARENT)?.as_fd())
 }
 
 pub struct Cgroup {
@@ -89,6 +93,20 @@ fn settings(resources: &Resources) -> Outcome<Vec<(String, String)>> {
     Ok(files)
 }
 
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(()) => return Ok(()),
+        Err(_) => {}
+    }
+    for entry in fs::read_dir(path)?.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
 impl Cgroup {
     pub fn create(id: &str, resources: &Resources) -> Outcome<Self> {
         let files = settings(resources)?;
@@ -119,6 +137,9 @@ impl Cgroup {
     }
 
     pub fn update(&self, resources: &Resources) -> Outcome<()> {
+        if !resources.devices.is_empty() {
+            return Err(Fault::new(Code::Unimplemented, "linux.resources.devices: they cannot be changed"));
+        }
         self.write(&settings(resources)?)
     }
 
@@ -132,12 +153,9 @@ impl Cgroup {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
     }
 
-    /// Removes the cgroup; EBUSY until the last process has been reaped.
+    /// Removes the cgroup and those that the container made in it; EBUSY until the last process has been reaped.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_tree(&self.path)
     }
 
     fn number(&self, file: &str) -> u64 {

@@ -9,8 +9,9 @@ use crate::container::caps::Sets;
 use crate::container::cgroup::Cgroup;
 use crate::container::namespaces::Own;
 use crate::container::spec::{Process, Spec};
-use crate::container::{exec, rootfs, tty};
+use crate::container::{exec, hooks, rootfs, tty};
 use crate::fault::{Doing, Fault, Outcome};
+use crate::hooks::Phase;
 use crate::{status, sys};
 
 /// The child's ends of its standard streams; a process with a terminal has none.
@@ -96,12 +97,16 @@ pub fn launch(plan: &Plan<'_>, stdio: &Stdio, cgroup: &Cgroup) -> Outcome<Child>
     Ok(Child { pid, status: ours })
 }
 
-fn join(process: &Process, caps: &Sets, terminal: bool, status: BorrowedFd<'_>) -> Outcome<exec::Ready> {
+fn join_namespaces(process: &Process) -> Outcome<()> {
     sys::new_session_keyring();
     exec::set_oom_score(process)?;
     let target = sys::inherited_fd(exec::EXTRA);
     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
-    sys::setns(target.as_fd(), kinds).doing(|| "join the container's namespaces".to_owned())?;
+    sys::setns(target.as_fd(), kinds).doing(|| "join the container's namespaces".to_owned())
+}
+
+fn join(process: &Process, caps: &Sets, terminal: bool, status: BorrowedFd<'_>) -> Outcome<exec::Ready> {
+    join_namespaces(process)?;
     if terminal {
         console(process, status)?;
     }
@@ -112,6 +117,26 @@ fn join(process: &Process, caps: &Sets, terminal: bool, status: BorrowedFd<'_>) 
 /// Forks a further process into the container whose init has this pid.
 pub fn launch_exec(process: &Process, init: u32, cgroup: &Cgroup, stdio: &Stdio, terminal: bool) -> Outcome<Child> {
     let caps = Sets::parse(process.capabilities.as_ref())?;
+    launch_into(init, cgroup, stdio, |status| join(process, &caps, terminal, status))
+}
+
+/// Forks a child into the container whose init has this pid, which runs the hooks as the container's own user.
+pub fn launch_hooks(process: &Process, init: u32, cgroup: &Cgroup, stdio: &Stdio, phase: Phase) -> Outcome<Child> {
+    let caps = Sets::parse(process.capabilities.as_ref())?;
+    launch_into(init, cgroup, stdio, |status| {
+        join_namespaces(process)?;
+        let env = exec::settle(process, &caps)?;
+        hooks::run(phase, &env, status)?;
+        sys::exit_now(0)
+    })
+}
+
+fn launch_into(
+    init: u32,
+    cgroup: &Cgroup,
+    stdio: &Stdio,
+    body: impl FnOnce(BorrowedFd<'_>) -> Outcome<exec::Ready>,
+) -> Outcome<Child> {
     let (ours, theirs) = status::pair()?;
     let cgroup = cgroup.open()?;
     let init = i32::try_from(init).ok().and_then(Pid::from_raw).ok_or_else(|| Fault::internal("no init"))?;
@@ -121,7 +146,7 @@ pub fn launch_exec(process: &Process, init: u32, cgroup: &Cgroup, stdio: &Stdio,
     sys::setns(target.as_fd(), libc::CLONE_NEWPID).doing(|| "join the container's pid namespace".to_owned())?;
     let forked = sys::fork_into(0, Some(cgroup.as_fd()));
     if let Ok(None) = forked {
-        child(stdio, &theirs, Some(target.as_fd()), |status| join(process, &caps, terminal, status));
+        child(stdio, &theirs, Some(target.as_fd()), body);
     }
     sys::setns(home.as_fd(), libc::CLONE_NEWPID).doing(|| "leave the container's pid namespace".to_owned())?;
     let pid = forked.doing(|| "fork into the container".to_owned())?.unwrap_or_default();

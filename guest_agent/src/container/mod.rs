@@ -3,12 +3,15 @@
 pub mod caps;
 pub mod cgroup;
 pub mod create;
+pub mod device_filter;
 pub mod devices;
 pub mod exec;
+pub mod hooks;
 pub mod mounts;
 pub mod namespaces;
 pub mod paths;
 pub mod rootfs;
 pub mod spec;
+pub mod trash;
 pub mod tty;
 pub mod user;

@@ -17,7 +17,7 @@ const IDENTITY: &str = "/run/thaw/identity";
 const MAX_DATA: usize = 4095;
 
 #[derive(Debug)]
-struct Options {
+pub(crate) struct Options {
     flags: MountFlags,
     propagation: Option<MountPropagationFlags>,
     recursive: bool,
@@ -25,7 +25,7 @@ struct Options {
     data: Vec<String>,
 }
 
-fn parse(options: &[String]) -> Outcome<Options> {
+pub(crate) fn parse(options: &[String]) -> Outcome<Options> {
     let mut parsed = Options {
         flags: MountFlags::empty(),
         propagation: None,
@@ -140,6 +140,10 @@ pub fn carry_out(root: &OwnedFd, entry: &Mount) -> Outcome<()> {
             return Err(Fault::invalid(format!("mounts: type {other:?} of {} is not supported", entry.destination)));
         }
     };
+    // As runc has it: through an image's link /proc and /sys would be elsewhere than their masks.
+    if matches!(kind, "proc" | "sysfs") && paths::is_link(root.as_fd(), &entry.destination) {
+        return Err(Fault::invalid(format!("mounts: {} of the image is a symbolic link", entry.destination)));
+    }
     let target = paths::ensure(root.as_fd(), &entry.destination, Wanted::Directory)?;
     let data = options.data.join(",");
     if data.len() > MAX_DATA {

@@ -2,8 +2,9 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, makedev};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount, unmount,
@@ -27,10 +28,12 @@ pub fn make_upper(id: &str) -> Outcome<()> {
     Ok(())
 }
 
-pub fn remove_upper(id: &str) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(format!("{SCRATCH}/{id}")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// Takes a container's writable folders out of the way, to be emptied.
+pub fn discard_upper(id: &str) -> std::io::Result<Option<PathBuf>> {
+    let trash = PathBuf::from(format!("{SCRATCH}/.trash-{id}"));
+    match std::fs::rename(format!("{SCRATCH}/{id}"), &trash) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        result => result.map(|()| Some(trash)),
     }
 }
 
@@ -132,6 +135,15 @@ fn mask(path: &str) -> Outcome<()> {
     if data.is_dir() {
         mount("tmpfs", path, "tmpfs", MountFlags::RDONLY, c"size=0k,nr_inodes=2").doing(|| format!("mask {path}"))
     } else {
-        mount_bind("/dev/null", path).doing(|| format!("mask {path}"))
+        // The /dev may be a volume: what another container put there would be seen at the masked path, and bound again
+        // be free of read-only paths.
+        let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|null| Ok((rustix::fs::fstat(&null)?, null)));
+        match null {
+            Ok((stat, null)) if stat.st_rdev == makedev(1, 3) => mount_bind(paths::by_fd(&null), path),
+            Ok(_) => return Err(Fault::invalid(format!("mask {path}: the container's /dev/null is another file"))),
+            Err(error) => Err(error),
+        }
+        .doing(|| format!("mask {path}"))
     }
 }

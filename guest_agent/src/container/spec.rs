@@ -154,9 +154,8 @@ pub struct Namespace {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resources {
-    /// Device nodes are made by the agent alone; see docs/protocol.md for what keeps others from working.
-    #[serde(rename = "devices")]
-    _devices: Option<IgnoredAny>,
+    #[serde(default)]
+    pub devices: Vec<DeviceRule>,
     #[serde(default)]
     pub memory: Memory,
     #[serde(default)]
@@ -165,6 +164,19 @@ pub struct Resources {
     pub pids: Pids,
     #[serde(default)]
     pub unified: BTreeMap<String, String>,
+}
+
+/// Absent members, and numbers below 0, mean any.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceRule {
+    pub allow: bool,
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    pub major: Option<i64>,
+    pub minor: Option<i64>,
+    #[serde(default)]
+    pub access: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

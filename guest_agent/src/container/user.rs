@@ -61,7 +61,7 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 }
 
 /// The rules of the image specification's `User`, on the text of both files.
-fn look_up(user: &User, passwd: &str, group: &str) -> Outcome<Identity> {
+pub(crate) fn look_up(user: &User, passwd: &str, group: &str) -> Outcome<Identity> {
     let mut identity =
         Identity { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone(), home: String::new() };
     if !user.username.is_empty() {

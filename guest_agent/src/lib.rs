@@ -1,0 +1,102 @@
+//! PID 1 of every Thaw microVM: boots the guest, then serves docs/protocol.md.
+//!
+//! A library for the sake of its fuzz targets (`fuzz/`) alone; the program is `main`.
+
+mod agent;
+mod announce;
+mod boot;
+mod container;
+mod fault;
+mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod hooks;
+mod identity;
+mod netlink;
+mod network;
+mod port;
+mod request;
+mod restore;
+mod rpc;
+mod sandbox;
+mod scsi;
+mod session;
+mod sockets;
+mod source;
+mod state;
+mod status;
+mod storage;
+mod streams;
+mod sys;
+
+use std::process::ExitCode;
+
+use crate::agent::Agent;
+use crate::fault::{Doing, Fault, Outcome};
+
+fn forever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+fn serve(fd: i32) -> Outcome<()> {
+    let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
+    boot::make_folders()?;
+    let mut agent = Agent::new(signals)?;
+    let port = sys::inherited_fd(fd);
+    rustix::io::ioctl_fionbio(&port, true).doing(|| "the channel".to_owned())?;
+    agent.take_port(port)?;
+    agent.run(false)
+}
+
+fn init() -> Outcome<()> {
+    // Children inherit it until their exec: a container's root may neither trace them nor read the agent's memory.
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).doing(|| "forbid tracing".to_owned())?;
+    boot::boot()?;
+    let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
+    let mut agent = Agent::new(signals)?;
+    if let Err(fault) = network::boot() {
+        boot::complain(&fault.to_string());
+    }
+    match boot::channel()? {
+        boot::Channel::Port(fd) => agent.take_port(fd)?,
+        boot::Channel::Listener(fd) => agent.listen(fd)?,
+    }
+    agent.run(true)?;
+    Err(Fault::internal("the channel ended"))
+}
+
+/// PID 1 must not return: the kernel would panic without a word.
+fn stop(text: &str) -> ! {
+    boot::complain(text);
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    forever()
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let [option, number] = args.as_slice()
+        && option == "--serve-fd"
+        && let Ok(number) = number.parse()
+    {
+        return match serve(number) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(fault) => {
+                eprintln!("thaw-agent: {fault}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if std::process::id() != 1 {
+        eprintln!("usage: thaw-agent --serve-fd N; as PID 1 it boots a guest");
+        return ExitCode::from(2);
+    }
+    std::panic::set_hook(Box::new(|panic| stop(&panic.to_string())));
+    match init() {
+        Ok(()) => stop("the agent ended"),
+        Err(fault) => stop(&fault.to_string()),
+    }
+}

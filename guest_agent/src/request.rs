@@ -1,0 +1,249 @@
+//! The requests of docs/protocol.md: from JSON to values. Nothing is carried out here.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::container::spec::{Process, Resources, Spec};
+use crate::fault::{Code, Fault, Outcome};
+use crate::hooks::Phase;
+use crate::restore;
+use crate::session::too_deep;
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    method: String,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slot {
+    pub slot: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerMount {
+    pub slot: u32,
+    pub layer: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerUnmount {
+    pub layer: String,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamIds {
+    #[serde(default)]
+    pub stdin: u32,
+    #[serde(default)]
+    pub stdout: u32,
+    #[serde(default)]
+    pub stderr: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    pub id: String,
+    pub spec: Spec,
+    pub layers: Vec<String>,
+    pub streams: StreamIds,
+    #[serde(default)]
+    pub terminal: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Id {
+    pub id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adjust {
+    pub delta_ns: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kill {
+    pub id: String,
+    pub signal: i32,
+    #[serde(default)]
+    pub all: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    pub id: String,
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecParams {
+    pub container: String,
+    pub process: Process,
+    pub streams: StreamIds,
+    #[serde(default)]
+    pub terminal: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecKill {
+    pub exec: String,
+    pub signal: i32,
+    #[serde(default = "yes")]
+    pub group: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    pub container: Option<String>,
+    pub exec: Option<String>,
+    pub width: u16,
+    pub height: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    pub address: std::net::IpAddr,
+    pub port: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    pub id: String,
+    pub resources: Resources,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hooks {
+    pub phase: Phase,
+    #[serde(default = "crate::hooks::usual_timeout")]
+    pub timeout_ns: u64,
+}
+
+pub enum Request {
+    Ping,
+    ClockAdjust(Adjust),
+    Restore(Box<restore::Params>),
+    HooksRun(Hooks),
+    ScratchMount(Slot),
+    ShareMount,
+    ShareUnmount,
+    LayerMount(LayerMount),
+    LayerUnmount(LayerUnmount),
+    ContainerCreate(Box<Create>),
+    ContainerStart(Id),
+    ContainerKill(Kill),
+    ContainerDelete(Delete),
+    ContainerUpdate(Box<Update>),
+    ContainerList,
+    ContainerStats(Id),
+    ProcessExec(Box<ExecParams>),
+    ProcessKill(ExecKill),
+    ProcessResize(Resize),
+    NetworkProbe(Probe),
+    State,
+    Sync,
+    PowerOff,
+}
+
+/// The request in a message of the host.
+pub fn parse(message: &[u8]) -> Outcome<Request> {
+    if too_deep(message) {
+        return Err(Fault::invalid("the request's JSON is nested too deep"));
+    }
+    let envelope: Envelope<'_> =
+        serde_json::from_slice(message).map_err(|error| Fault::invalid(format!("request: {error}")))?;
+    let method = envelope.method.as_str();
+    let params = envelope.params.map_or("{}", RawValue::get);
+    Ok(match method {
+        "ping" => {
+            let Nothing {} = read(method, params)?;
+            Request::Ping
+        }
+        "clock.adjust" => Request::ClockAdjust(read(method, params)?),
+        "restore" => Request::Restore(read(method, params)?),
+        "hooks.run" => Request::HooksRun(read(method, params)?),
+        "scratch.mount" => Request::ScratchMount(read(method, params)?),
+        "share.mount" => Request::ShareMount,
+        "share.unmount" => Request::ShareUnmount,
+        "layer.mount" => Request::LayerMount(read(method, params)?),
+        "layer.unmount" => Request::LayerUnmount(read(method, params)?),
+        "container.create" => Request::ContainerCreate(read(method, params)?),
+        "container.start" => Request::ContainerStart(read(method, params)?),
+        "container.kill" => Request::ContainerKill(read(method, params)?),
+        "container.delete" => Request::ContainerDelete(read(method, params)?),
+        "container.update" => Request::ContainerUpdate(read(method, params)?),
+        "container.list" => Request::ContainerList,
+        "container.stats" => Request::ContainerStats(read(method, params)?),
+        "process.exec" => Request::ProcessExec(read(method, params)?),
+        "process.kill" => Request::ProcessKill(read(method, params)?),
+        "process.resize" => Request::ProcessResize(read(method, params)?),
+        "network.probe" => Request::NetworkProbe(read(method, params)?),
+        "state" => Request::State,
+        "sync" => Request::Sync,
+        "poweroff" => Request::PowerOff,
+        other => return Err(Fault::new(Code::Unimplemented, format!("method {other:?} is unknown to this agent"))),
+    })
+}
+
+fn read<T: DeserializeOwned>(method: &str, params: &str) -> Outcome<T> {
+    serde_json::from_str(params).map_err(|error| Fault::invalid(format!("{method}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn refusal(message: &str) -> Fault {
+        parse(message.as_bytes()).err().unwrap()
+    }
+
+    #[test]
+    fn refusals_name_the_method_or_the_member() {
+        assert_eq!(refusal(r#"{"method":"dance"}"#).code, Code::Unimplemented);
+        assert!(refusal(r#"{"method":"container.start","params":{"id":"a","x":1}}"#).message.contains('x'));
+        assert!(refusal(r#"{"method":"hooks.run","params":{"phase":"lunch"}}"#).message.contains("lunch"));
+        assert!(refusal(&format!("{}{}", "[".repeat(65), "]".repeat(65))).message.contains("deep"));
+    }
+
+    #[test]
+    fn absent_params_are_empty_ones() {
+        assert!(matches!(parse(br#"{"method":"ping"}"#), Ok(Request::Ping)));
+        let hooks = parse(br#"{"method":"hooks.run","params":{"phase":"before-snapshot"}}"#);
+        assert!(matches!(hooks, Ok(Request::HooksRun(Hooks { phase: Phase::BeforeSnapshot, .. }))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&bytes);
+        }
+    }
+}
