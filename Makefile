@@ -6,9 +6,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+FUZZ_SECONDS ?= 60
 PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
 
-.PHONY: help setup demo test lint unit e2e bench bench-quick clean
+.PHONY: help setup demo test lint unit e2e fuzz bench bench-quick clean
 
 help: ## List the tasks
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -26,7 +27,7 @@ lint: setup ## Formatting, lint, types and import rules of Python and Rust
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	cd guest_agent && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets -- -D warnings
+	cd guest_agent && cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml && cargo clippy --quiet --release --locked --all-targets -- -D warnings
 
 unit: setup ## Unit and property tests of Python and Rust
 	cd guest_agent && cargo test --quiet --release --locked
@@ -35,6 +36,9 @@ unit: setup ## Unit and property tests of Python and Rust
 e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and crictl
 	@tools/crictl.sh
 	$(PYTEST) --timeout 300 e2e/tests
+
+fuzz: setup ## Fuzz the parsers of both ends, FUZZ_SECONDS (60) each; finds are kept in .build/fuzz
+	@tools/fuzz.sh $(FUZZ_SECONDS)
 
 bench: setup ## Measure Thaw beside containerd + runc (builds them once): bench/results/*.json and plots, in 15 minutes
 	@tools/apt.sh wrk

@@ -27,7 +27,7 @@ at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; 
 fresh() { [ -f "$STAMPS/$1" ] && [ "$(<"$STAMPS/$1")" = "$2" ]; }
 stamp() { mkdir -p "$STAMPS"; printf '%s\n' "$2" >"$STAMPS/$1"; }
 key_of() {
-  find "$@" \( -path guest_agent/target -o -name tests -o -name __pycache__ \) -prune -o -type f -print0 |
+  find "$@" \( -path guest_agent/target -o -path guest_agent/fuzz -o -name tests -o -name __pycache__ \) -prune -o -type f -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1
 }
 

@@ -7,6 +7,7 @@ import pytest
 from cri import oci_spec
 from cri.api import v1_pb2 as v1
 from cri.capabilities import ALL, DEFAULT, capabilities
+from hostlib.devices import default_rules
 from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError, Unimplemented
 from images.model import ImageConfig
 
@@ -105,6 +106,8 @@ def test_privileged_sees_all() -> None:
     assert spec["linux"]["maskedPaths"] == []
     sys = next(each for each in spec["mounts"] if each["destination"] == "/sys")
     assert "rw" in sys["options"]
+    assert "devices" not in spec["linux"]["resources"]
+    assert build(v1.ContainerConfig())["linux"]["resources"]["devices"] == default_rules()
 
 
 def test_mounts() -> None:
@@ -113,6 +116,7 @@ def test_mounts() -> None:
             v1.Mount(container_path="/etc/hosts", host_path="/h/hosts"),
             v1.Mount(container_path="/data/deep", host_path="/h/deep", readonly=True),
             v1.Mount(container_path="/data", host_path="/h/data", mount_options=["noexec"]),
+            v1.Mount(container_path="/run", host_path="/h/run"),
         ]
     )
     built = oci_spec.build("c" * 64, v1.PodSandboxConfig(), config, SHELL, hostname="pod")
@@ -121,12 +125,18 @@ def test_mounts() -> None:
     assert paths.count("/etc/hosts") == 1
     assert paths.index("/data") < paths.index("/data/deep")
     assert paths.index("/dev") < paths.index("/dev/shm")
+    assert paths.index("/run/thaw/generation") < paths.index("/run")
     found = {each["destination"]: each for each in mounts}
     assert found["/etc/hosts"]["source"] == f"/run/thaw/share/{built.mounts[0].share}"
     assert "ro" in found["/data/deep"]["options"]
     assert "noexec" in found["/data"]["options"]
-    assert [each.host_path for each in built.mounts] == ["/h/hosts", "/h/deep", "/h/data"]
-    assert len({each.share for each in built.mounts}) == 3
+    assert [each.host_path for each in built.mounts] == [
+        "/h/hosts",
+        "/h/deep",
+        "/h/data",
+        "/h/run",
+    ]
+    assert len({each.share for each in built.mounts}) == 4
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,7 @@ def test_resources() -> None:
     assert spec["linux"]["resources"] == {
         "memory": {"limit": 1 << 20},
         "cpu": {"quota": 50000, "period": 100000},
+        "devices": default_rules(),
     }
     assert spec["process"]["oomScoreAdj"] == 7
 

@@ -116,6 +116,22 @@ def test_pods_reach_each_other_and_the_host_reaches_them(daemon: Daemon) -> None
     assert peer.sh(f"wget -qO- http://{server.ip}/") == PAGE.strip()
 
 
+def test_devices_are_denied_unless_privileged(daemon: Daemon) -> None:
+    pod = Pod.run(daemon)
+    disk = "mknod /dev/disk b 8 0 && head -c 1 /dev/disk | wc -c"
+    for privileged, read in ((False, "0"), (True, "1")):
+        context = v1_pb2.LinuxContainerSecurityContext(privileged=privileged)
+        container = pod.start(
+            SHELL,
+            SLEEP,
+            name=f"privileged-{privileged}".lower(),
+            linux=v1_pb2.LinuxContainerConfig(security_context=context),
+        )
+        assert container.sh(disk) == read
+        assert len(container.sh("cat /run/thaw/generation")) == 36
+        assert container.sh("head -c 3 /dev/urandom | wc -c") == "3"
+
+
 def test_crictl_drives_a_pod_from_pull_to_removal(
     daemon: Daemon, crictl: Crictl, registry: Registry
 ) -> None:

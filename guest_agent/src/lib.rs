@@ -8,7 +8,7 @@ mod boot;
 mod container;
 mod fault;
 mod frame;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod hooks;
 mod identity;

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from vmm.agent.codec import (
     encode_message,
     parse_json,
 )
+from vmm.tests import fuzz_codec
 
 
 @st.composite
@@ -131,3 +133,11 @@ def test_layout() -> None:
     raw = encode(Frame(0x1122334455667788, Type.DATA, 0x0A0B0C0D, b"hi", Flag.FIN))
     assert raw[:24].hex() == "544841578877665544332211050100000d0c0b0a02000000"
     assert raw[28:] == b"hi"
+
+
+SAVED = sorted((Path(__file__).parents[2] / "guest_agent/fuzz/corpus/frames").iterdir())
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.name)
+def test_inputs_that_fuzzing_saved(path: Path) -> None:
+    fuzz_codec.one(path.read_bytes())

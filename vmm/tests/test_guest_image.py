@@ -13,7 +13,10 @@ kernel/9pnet_virtio.ko.xz: kernel/9pnet.ko.xz
 kernel/9pnet.ko.xz:
 kernel/ext4.ko.xz: kernel/jbd2.ko.xz kernel/mbcache.ko.xz kernel/crc16.ko.xz
 """
-BUILTIN = {"virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "overlay", "virtio_net", "9p"}
+BUILTIN = {
+    *("virtio_pci", "virtio_console", "virtio_scsi", "virtio_net"),
+    *("sd_mod", "overlay", "9p", "tcp_diag"),
+}
 
 
 def test_modules_load_after_what_they_need() -> None:
