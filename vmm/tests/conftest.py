@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from hostlib import linux
 from hostlib.errors import DataLoss, FailedPrecondition
-from vmm import accel, ram, sparse
+from vmm import accel, ram, sparse, tap
 from vmm.accel import Accelerator
 from vmm.bake import bake
 from vmm.guest import GuestImage
@@ -24,7 +29,7 @@ from vmm.tests.containers import Guest, busybox_layer
 
 SHAPE = MachineShape(1, 256)
 
-Restore = Callable[[], Awaitable[MicroVM]]
+Restore = Callable[..., Awaitable[MicroVM]]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +84,7 @@ async def restore(
     """Restores VMs, as many as a test wants, and ends them after it."""
     made: list[MicroVM] = []
 
-    async def work() -> MicroVM:
+    async def work(tap_fd: int | None = None) -> MicroVM:
         share = tmp_path / f"share{len(made)}"
         share.mkdir()
         scratch = tmp_path / f"scratch{len(made)}"
@@ -87,7 +92,7 @@ async def restore(
         vm = await MicroVM.restore(
             snapshot,
             ram_fd=ram_fd,
-            tap_fd=None,
+            tap_fd=tap_fd,
             share=share,
             scratch=scratch,
             accel=accelerator,
@@ -108,10 +113,37 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@dataclass(frozen=True)
+class Peer:
+    """What a guest's network leads to: the TAP, and a TCP server at 10.88.0.1 port 7000."""
+
+    tap: int
+    server: socket.socket
+
+
 @pytest.fixture
-async def busybox(restore: Restore, busybox_image: Path) -> Guest:
-    """A restored VM whose layer `base` is busybox."""
-    vm = await restore()
+def peer() -> Iterator[Peer]:
+    def work() -> Peer:
+        # The namespace is this thread's, and lives on with the TAP and the socket.
+        linux.unshare(linux.CLONE_NEWNET)
+        descriptor = tap.open_tap("tap0")
+        for command in ("addr add 10.88.0.1/16 dev tap0", "link set tap0 up"):
+            subprocess.run(["ip", *command.split()], check=True)
+        server = socket.create_server(("10.88.0.1", 7000))
+        server.setblocking(False)
+        return Peer(descriptor, server)
+
+    with ThreadPoolExecutor(1) as threads:
+        made = threads.submit(work).result()
+    yield made
+    made.server.close()
+    os.close(made.tap)
+
+
+@pytest.fixture
+async def busybox(restore: Restore, peer: Peer, busybox_image: Path) -> Guest:
+    """A restored VM whose layer `base` is busybox, and whose network leads to `peer`."""
+    vm = await restore(peer.tap)
     await vm.resume()
     await vm.connect()
     guest = Guest(vm)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from hostlib.errors import FailedPrecondition, InvalidArgument, Unavailable
+from vmm.tests.conftest import Peer
 from vmm.tests.containers import Guest, until
 
 GENERATION: Final = {
@@ -153,3 +154,25 @@ async def test_connections_end_with_the_identity_and_listeners_stay(busybox: Gue
         await busybox.vm.agent.request("network.probe", {"address": "10.88.0.3", "port": 7001})
     await local.delete()
     await server.delete()
+
+
+async def test_a_peer_hears_nothing_of_a_connection_that_ended(busybox: Guest, peer: Peer) -> None:
+    """It may be connected to the original still, under the same address and ports."""
+    loop = asyncio.get_running_loop()
+    await busybox.restore(network=network("10.88.0.2"))
+    client = await busybox.run("exec wget -O - http://10.88.0.1:7000/")
+    connection, (address, _) = await asyncio.wait_for(loop.sock_accept(peer.server), 30)
+    with connection:
+        connection.setblocking(False)
+        assert address == "10.88.0.2"
+        assert await loop.sock_recv(connection, 4096)
+        # The original's address again, too: the peer is another's all the same.
+        await busybox.restore(network=network("10.88.0.2"))
+        assert await busybox.ended(client.id) != 0
+        assert "connection abort" in await client.output()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(loop.sock_recv(connection, 1), 1)
+    again = await busybox.run("exec wget -O - http://10.88.0.1:7000/")
+    connection, _ = await asyncio.wait_for(loop.sock_accept(peer.server), 30)
+    connection.close()
+    await again.delete()
