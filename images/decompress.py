@@ -103,7 +103,8 @@ class Decompressed:
     def _read_gzip(self) -> bytes:
         try:
             while True:
-                data = self._gzip.unconsumed_tail or self._next()
+                # At a member's end zlib may leave what follows in both, tail and unused data.
+                data = (b"" if self._gzip.eof else self._gzip.unconsumed_tail) or self._next()
                 if not data:
                     if not self._gzip_started or self._gzip.eof:
                         return b""
