@@ -313,8 +313,19 @@ class Registry:
             )
 
         if descriptor.size:
-            await self._each_host("pull", whole)
+            try:
+                await self._each_host("pull", whole)
+            except _SinkFailed as failure:
+                raise failure.error from failure
         transfer.check()
+
+
+class _SinkFailed(Exception):
+    """Who takes the bytes failed: no other host, and no second attempt, can help."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Resume(Exception):
@@ -354,7 +365,10 @@ class _Transfer:
             # httpcore reads at most 64 KiB at a time: hashed within 0.2 ms.
             self._hash.update(data)
             self.done += len(data)
-            await self._sink(data)
+            try:
+                await self._sink(data)
+            except Exception as error:
+                raise _SinkFailed(error) from error
         if self.done < size:
             raise _Transient(
                 Unavailable(
