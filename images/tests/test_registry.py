@@ -465,6 +465,66 @@ async def test_a_gzip_of_several_members(images: Images, registry: FakeRegistry)
         await images.pull(f"{registry.host}/a:cut")
 
 
+@pytest.mark.parametrize("chunk", [1000, 65536, 1 << 22])
+async def test_gzip_members_that_end_where_a_step_does(
+    images: Images, registry: FakeRegistry, chunk: int
+) -> None:
+    # zlib then tells of what follows in two places at once.
+    member = bytes(2 << 20)
+    plain = LAYER + member * 3
+    raw = compress(LAYER, "+gzip") + compress(member, "+gzip") * 3
+    built = registry.add(image(plain, raw=[raw]))
+
+    async def send(writer: asyncio.StreamWriter) -> None:
+        for start in range(0, len(raw), chunk):
+            writer.write(raw[start : start + chunk])
+            await writer.drain()
+
+    registry.behave = lambda r: (
+        Answer(length=len(raw), chunks=send) if built.layers[0] in r.path else None
+    )
+    assert await images.pull(f"{registry.host}/a")
+
+
+async def test_a_failure_of_the_disk_is_no_failure_of_a_mirror(
+    registry: FakeRegistry, tmp_path: Path
+) -> None:
+    (tmp_path / "example.com").mkdir()
+    (tmp_path / "example.com/hosts.toml").write_text(
+        f'server = "http://{registry.host}"\n[host."http://{registry.host}"]\n'
+    )
+    limits = Limits(min_free_bytes=2**60)
+    service = Images(tmp_path / "root", registry_config=tmp_path, limits=limits)
+    await service.open()
+    built = registry.add(image(LAYER))
+    with pytest.raises(errors.ResourceExhausted, match="bytes free"):
+        await service.pull("example.com/a")
+    assert len(registry.paths(built.layers[0])) == 1
+    await service.close()
+
+
+async def test_layers_that_came_before_a_failure_go_with_it(
+    images: Images, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    built = registry.add(image(tar(Entry("first", b"y" * 1000)), LAYER, form=""))
+    layers = tmp_path / "root/images/layers"
+
+    async def first_comes(_: asyncio.StreamWriter) -> None:
+        while not list(layers.iterdir()):  # noqa: ASYNC110 - a file is no event
+            await asyncio.sleep(0.01)
+
+    def behave(request: Request) -> Answer | None:
+        if built.layers[1] not in request.path:
+            return None
+        return Answer(404) if list(layers.iterdir()) else Answer(length=9, chunks=first_comes)
+
+    registry.behave = behave
+    with pytest.raises(errors.NotFound):
+        await images.pull(f"{registry.host}/a")
+    for name in ("layers", "ingest", "blobs"):
+        assert not list((tmp_path / "root/images" / name).iterdir())
+
+
 async def test_a_private_authority(tmp_path: Path) -> None:
     await process.run(
         "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
