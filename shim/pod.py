@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from hostlib.errors import (
     InvalidArgument,
     NotFound,
     ThawError,
+    from_dict,
 )
 from hostlib.tasks import Tasks
 from shim import records
@@ -66,6 +68,17 @@ _KILL_WAIT: Final = 3.0
 Wire = dict[str, Any]
 
 
+@contextlib.contextmanager
+def _named(step: str) -> Iterator[None]:
+    """An error of the host's part of a step says which step it was; the guest names its own."""
+    try:
+        yield
+    except ThawError as error:
+        raise from_dict(
+            {**error.to_dict(), "message": f"restore step {step}: {error.message}"}
+        ) from error
+
+
 async def restore_guest(
     vm: MicroVM, network: Wire | None = None, identity: Wire | None = None
 ) -> dict[str, int]:
@@ -90,7 +103,8 @@ async def restore_guest(
     confirmed = [one for one in steps if isinstance(one, dict)] if isinstance(steps, list) else []
     wanted = [step for step in IN_GUEST if step not in skipped]
     for index, step in enumerate(wanted):
-        await failpoint.hit(f"restore.{step}")
+        with _named(step):
+            await failpoint.hit(f"restore.{step}")
         found = confirmed[index].get("step") if index < len(confirmed) else None
         if found != step:
             raise Internal(
@@ -277,19 +291,22 @@ class Pod:
             timings[step] = now - begun
             begun = now
 
-        await failpoint.hit("restore.verify")
-        if self.vm.exited.done() or not linux.is_sealed(self._ram):
-            raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
+        with _named("verify"):
+            await failpoint.hit("restore.verify")
+            if self.vm.exited.done() or not linux.is_sealed(self._ram):
+                raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
         lap("verify")
         # QEMU draws the generation id as it starts, and this VM was bound to no pod before.
-        await failpoint.hit("restore.vmgenid")
+        with _named("vmgenid"):
+            await failpoint.hit("restore.vmgenid")
         lap("vmgenid")
         await self.vm.resume()
         lap("resume")
         timings |= await restore_guest(self.vm, network, identity)
         lap("guest")
-        await failpoint.hit("restore.ready")
-        await trim_clock(self.vm)
+        with _named("ready"):
+            await failpoint.hit("restore.ready")
+            await trim_clock(self.vm)
         lap("ready")
         return timings
 

@@ -316,8 +316,8 @@ async def test_another_daemon_adopts_the_shim_and_takes_the_ram(host: Host) -> N
 async def test_a_restore_step_that_fails_leaves_no_vm(host: Host, step: str) -> None:
     vm = await host.spawn()
     qemu = await vm.ready()
-    host.arm(f"restore.{step}=error(no {step})")
-    with pytest.raises(Internal, match=f"no {step}"):
+    host.arm(f"restore.{step}=error(injected)")
+    with pytest.raises(Internal, match=f"restore step {step}: injected"):
         await vm.bind()
     await gone(qemu)
     found = records.read_vm_folder(vm.folder).pod
