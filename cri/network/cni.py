@@ -111,6 +111,9 @@ class CniNetwork:
                 f"no CNI network: {self._reason}",
                 hint=f"put a configuration into {self._config.cni_conf_dir}",
             )
+        for plugin in network.plugins:
+            # Before the first one runs: one that is missing could not be asked to undo anything.
+            self._find(plugin["type"])
         ports = [port for port in port_mappings if port.host_port]
         try:
             offered = cni_config.capabilities(ports, dns, annotations or {})
@@ -123,6 +126,7 @@ class CniNetwork:
             "offered": offered,
             "result": None,
             "vm": vm_id,
+            "netns": str(netns),
             "identity": [pod.name, pod.namespace, pod.uid],
         }
         # Before the first plugin runs, so that DEL finds it whatever happens.
@@ -177,9 +181,10 @@ class CniNetwork:
             self._remember(pod.id, opaque)
         await self._undo(pod, netns, quiet=False)
 
-    async def _undo(self, pod: PodIdentity, netns: Path, *, quiet: bool) -> None:
+    async def _undo(self, pod: PodIdentity, netns: Path | None, *, quiet: bool) -> None:
         """DEL in reverse order; the cache goes only when every plugin has agreed, so that what
-        failed is tried again."""
+        failed is tried again. Without `netns` the namespace is the one that ADD was told: a VM
+        that was not bound yet lives on, and must not keep the interface."""
         try:
             cached = records.read(self._path(pod.id), _CACHE, _VERSION)
         except FileNotFoundError:
@@ -187,6 +192,8 @@ class CniNetwork:
         network = NetworkList(
             cached["name"], cached["cni_version"], tuple(cached["plugins"]), self._path(pod.id)
         )
+        if netns is None:
+            netns = Path(cached.get("netns") or "/nonexistent")
         name, namespace, uid = cached["identity"]
         whole = PodIdentity(pod.id, name, namespace, uid)
         failure: ThawError | None = None
@@ -211,7 +218,7 @@ class CniNetwork:
             if pod in held:
                 continue
             try:
-                await self._undo(PodIdentity(pod), Path("/nonexistent"), quiet=False)
+                await self._undo(PodIdentity(pod), None, quiet=False)
             except DataLoss as error:
                 log.warning("%s; removed", error)
                 path.unlink(missing_ok=True)

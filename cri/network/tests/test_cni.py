@@ -14,7 +14,7 @@ from cri.network.cni import CniNetwork, plugin_error
 from cri.network.create import create
 from cri.network.tests.conftest import HERE, Machine, Server, echo, sh, trace
 from hostlib import failpoint
-from hostlib.errors import ResourceExhausted, Unavailable
+from hostlib.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from hostlib.process import Result
 
 POD = PodIdentity("c" * 64, "web", "default", "uid-1")
@@ -106,6 +106,33 @@ async def test_reconcile_frees_a_pod_whose_namespace_is_gone(
     await again.reconcile({})
     assert not list((tmp_path / "state/cni/host-local/podnet").glob("10.77.*"))
     assert not list((tmp_path / "state/cni/cache").iterdir())
+
+
+async def test_reconcile_takes_the_interface_from_a_vm_that_lives_on(
+    config: NetworkConfig, host: None, machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    network = CniNetwork(config, tmp_path / "state")
+    await network.start()
+    one = machine("vm000001")
+    await attach(network, one)
+    again = CniNetwork(config, tmp_path / "state")
+    await again.start()
+    await again.reconcile({one.id: {}})
+    assert "eth0" not in sh("ip", "-o", "link", netns=one.netns)
+    await attach(again, one)
+
+
+async def test_a_plugin_that_is_missing_leaves_nothing_to_undo(
+    config: NetworkConfig, host: None, machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    path = config.cni_conf_dir / "10-pod.conflist"
+    path.write_text(json.dumps({**LIST, "plugins": [BRIDGE, {"type": "no-such-plugin"}]}))
+    network = CniNetwork(config, tmp_path / "state")
+    await network.start()
+    with pytest.raises(FailedPrecondition, match="no-such-plugin"):
+        await attach(network, machine("vm000001"))
+    assert not list((tmp_path / "state/cni/cache").iterdir())
+    assert "cni0" not in trace()[0]
 
 
 async def test_a_full_range_is_resource_exhausted(
