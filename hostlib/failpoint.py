@@ -10,12 +10,14 @@ in a process that already runs. Actions:
 ``kill``                     SIGKILL this process
 ``N*ACTION``                 the first N times only
 
-Names are dotted, and say the place: ``restore.reseed``, ``pull.disk_full``.
+Each that fires is logged. Names are dotted, and say the place: ``restore.reseed``,
+``pull.disk_full``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from hostlib.errors import Internal, InvalidArgument
+
+log = logging.getLogger(__name__)
 
 ENV: Final = "THAW_FAILPOINTS"
 ENV_FILE: Final = "THAW_FAILPOINTS_FILE"
@@ -105,6 +109,7 @@ def _take(name: str) -> _Point | None:
         return None
     if point.remaining is not None:
         point.remaining -= 1
+    log.warning("failpoint %s: %s", name, point.action)
     return point
 
 
