@@ -173,7 +173,9 @@ def claim(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise FailedPrecondition(f"cannot listen on {path}: {error.strerror}") from error
+        raise FailedPrecondition(
+            f"cannot listen on {path}: {error.strerror}", hint="choose another --listen"
+        ) from error
     if not stat.S_ISSOCK(found.st_mode):
         raise FailedPrecondition(f"{path} exists and is no socket", hint="move it away")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
