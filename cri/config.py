@@ -170,6 +170,11 @@ class Network:
     subnet: str = setting(
         "10.88.0.0/16", "The built-in bridge's IPv4 subnet; its first address is the host's."
     )
+    subnet6: str = setting(
+        "",
+        "The built-in bridge's IPv6 subnet, for pods with an address of both kinds; a /64 of\n"
+        "fd00::/8, for example. Empty: pods have IPv4 alone.",
+    )
     mtu: int = setting(1500, "The built-in network's MTU.", minimum=576, maximum=65535)
     cni_timeout_seconds: float = setting(
         60.0, "How long a chain of CNI plugins may take.", minimum=1.0
@@ -187,6 +192,13 @@ class Network:
             raise BadValue("subnet", str(error), 'write "10.88.0.0/16"') from error
         if network.prefixlen > 29:
             raise BadValue("subnet", "too small for a pod", "a prefix of 29 or shorter")
+        if self.subnet6:
+            try:
+                six = ipaddress.IPv6Network(self.subnet6)
+            except ValueError as error:
+                raise BadValue("subnet6", str(error), 'write "fd00:88::/64"') from error
+            if six.num_addresses < network.num_addresses:
+                raise BadValue("subnet6", "smaller than network.subnet", "a prefix of 64 will do")
         for server in self.dns_servers:
             try:
                 ipaddress.ip_address(server)

@@ -120,6 +120,7 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
         NetworkConfig(
             mode=cast("Any", settings.mode if settings.cni_conf_dir else "builtin"),
             subnet=settings.subnet,
+            subnet6=settings.subnet6,
             mtu=settings.mtu,
             # A folder that is never made: mode "builtin" reads no configuration.
             cni_conf_dir=Path(settings.cni_conf_dir or config.state / "no-cni"),

@@ -36,7 +36,7 @@ class HostPort:
     """A port of the host that leads to a port of the pod.
 
     ``host_port`` 0 asks for nothing; an empty ``host_ip`` means every address of the host,
-    loopback included.
+    loopback included; ``0.0.0.0`` and ``::`` mean every one of their family.
     """
 
     protocol: Literal["tcp", "udp", "sctp"]
@@ -74,12 +74,13 @@ class NetworkConfig:
     """The network section of the configuration.
 
     ``mode`` ``auto`` takes CNI where ``cni_conf_dir`` holds a configuration, and the built-in
-    bridge otherwise. ``subnet`` is the built-in network's, IPv4, CIDR;
-    an empty ``bridge`` is named after the instance. Time-outs are in seconds.
+    bridge otherwise. ``subnet`` is the built-in network's, IPv4, CIDR; ``subnet6`` its IPv6 one,
+    empty for none; an empty ``bridge`` is named after the instance. Time-outs are in seconds.
     """
 
     mode: Literal["auto", "cni", "builtin"] = "auto"
     subnet: str = "10.88.0.0/16"
+    subnet6: str = ""
     mtu: int = 1500
     bridge: str = ""
     masquerade: bool = True

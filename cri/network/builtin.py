@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import ipaddress
 import logging
@@ -25,7 +24,7 @@ from typing import Any, Final
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cri.network import netlink, nft
+from cri.network import host_ports, netlink, nft
 from cri.network.api import (
     INTERFACE,
     TAP,
@@ -36,8 +35,7 @@ from cri.network.api import (
     PodIdentity,
     Wire,
 )
-from cri.network.ipam import Address, Leases, parse_subnet
-from cri.network.nft import Published
+from cri.network.ipam import Address, Leases, paired, parse_subnet, parse_subnet6
 from hostlib import failpoint
 from hostlib.errors import FailedPrecondition, Internal, NotFound, ThawError
 
@@ -45,7 +43,7 @@ log = logging.getLogger(__name__)
 
 KIND: Final = "builtin"
 _NUD_REACHABLE: Final = 0x02
-_MAX_PORT: Final = 65535
+_FORWARD6: Final = "net/ipv6/conf/all/forwarding"
 
 
 def bridge_name(instance: str) -> str:
@@ -75,8 +73,10 @@ class BuiltinNetwork:
         self._bridge = config.bridge or bridge_name(instance)
         self._masquerade = config.masquerade
         self._bridge_mac = mac_of(instance, "bridge")
-        self._leases = Leases(state / "network" / "leases", parse_subnet(config.subnet))
-        self._published: dict[str, tuple[str, Published]] = {}
+        subnet = parse_subnet(config.subnet)
+        self._subnet6 = parse_subnet6(config.subnet6, subnet) if config.subnet6 else None
+        self._leases = Leases(state / "network" / "leases", subnet)
+        self._published: host_ports.Taken = {}
         self._prepared: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._nft_lock = asyncio.Lock()
@@ -92,8 +92,13 @@ class BuiltinNetwork:
         try:
             await failpoint.hit("network.start")
             await self._make_bridge(self._host)
-            subnet = str(self._leases.subnet)
-            rules = nft.ruleset(self._instance, self._bridge, subnet, masquerade=self._masquerade)
+            rules = nft.ruleset(
+                self._instance,
+                self._bridge,
+                str(self._leases.subnet),
+                str(self._subnet6 or ""),
+                masquerade=self._masquerade,
+            )
             await nft.apply(rules)
         except (ThawError, NetlinkError, OSError) as error:
             failure = (
@@ -105,20 +110,20 @@ class BuiltinNetwork:
             raise failure from error
         self._problem = None
 
+    def _gateways(self) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+        """The bridge's own addresses."""
+        v4 = self._leases.subnet
+        found: list[ipaddress.IPv4Interface | ipaddress.IPv6Interface] = [
+            ipaddress.IPv4Interface(f"{self._leases.gateway}/{v4.prefixlen}")
+        ]
+        if (v6 := self._subnet6) is not None:
+            found.append(ipaddress.IPv6Interface(f"{v6[1]}/{v6.prefixlen}"))
+        return found
+
     async def _make_bridge(self, host: AsyncIPRoute) -> None:
-        leases = self._leases
         found = await netlink.link(host, self._bridge)
-        wanted = (str(leases.gateway), leases.subnet.prefixlen)
-        present = set()
-        async for message in await host.get_addr(family=socket.AF_INET):
-            local, length = message.get_attr("IFA_LOCAL"), message["prefixlen"]
-            if found is not None and message["index"] == found.index:
-                present.add((local, length))
-            elif ipaddress.IPv4Interface(f"{local}/{length}").network.overlaps(leases.subnet):
-                raise FailedPrecondition(
-                    f"subnet {leases.subnet} is in use on this host, by address {local}/{length}",
-                    hint="set network.subnet to a range that nothing else uses",
-                )
+        wanted = {str(each) for each in self._gateways()}
+        present = await self._check_subnets(host, found.index if found is not None else 0)
         if found is None:
             await host.link(
                 "add", ifname=self._bridge, kind="bridge", address=self._bridge_mac, mtu=self._mtu
@@ -126,20 +131,49 @@ class BuiltinNetwork:
             found = await netlink.link(host, self._bridge)
             if found is None:
                 raise Internal(f"bridge {self._bridge} vanished while it was set up")
-        for local, length in present - {wanted}:
-            if len(leases):
+        for each in sorted(present - wanted):
+            if len(self._leases):
                 raise FailedPrecondition(
-                    f"network.subnet is {leases.subnet}, but pods live in that of {local}/{length}",
-                    hint="remove all pods before changing network.subnet",
+                    f"the subnets are {' and '.join(sorted(wanted))}, but pods live in {each}",
+                    hint="remove all pods before changing network.subnet or network.subnet6",
                 )
-            await host.addr("del", index=found.index, address=local, prefixlen=length)
-        if wanted not in present:
-            await host.addr("add", index=found.index, address=wanted[0], prefixlen=wanted[1])
-        netlink.set_sysctl(f"net/ipv6/conf/{self._bridge}/disable_ipv6", "1")
+            local, _, length = each.partition("/")
+            await host.addr("del", index=found.index, address=local, prefixlen=int(length))
+        own = f"net/ipv6/conf/{self._bridge}"
+        netlink.set_sysctl(f"{own}/disable_ipv6", "0" if self._subnet6 else "1")
+        if self._subnet6:
+            # Nobody else is on the bridge as it is made, and no router ever is.
+            netlink.set_sysctl(f"{own}/accept_dad", "0")
+            netlink.set_sysctl(f"{own}/accept_ra", "0")
+            _forward_ipv6()
+        for each in sorted(wanted - present):
+            local, _, length = each.partition("/")
+            await host.addr("add", index=found.index, address=local, prefixlen=int(length))
         netlink.set_sysctl(f"net/ipv4/conf/{self._bridge}/route_localnet", "1")
         netlink.set_sysctl("net/ipv4/ip_forward", "1")
         await host.link("set", index=found.index, state="up")
         self._bridge_index = found.index
+
+    async def _check_subnets(self, host: AsyncIPRoute, bridge: int) -> set[str]:
+        """The addresses that the bridge has. Raises `FailedPrecondition` when one of the subnets is
+        in use elsewhere on this host."""
+        present = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            async for message in await host.get_addr(family=family):
+                local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+                address = ipaddress.ip_interface(f"{local}/{message['prefixlen']}")
+                if address.is_link_local:
+                    continue
+                if message["index"] == bridge:
+                    present.add(str(address))
+                    continue
+                for own, key in zip(self._gateways(), ("subnet", "subnet6"), strict=False):
+                    if own.version == address.version and own.network.overlaps(address.network):
+                        raise FailedPrecondition(
+                            f"subnet {own.network} is in use on this host, by address {address}",
+                            hint=f"set network.{key} to a range that nothing else uses",
+                        )
+        return present
 
     def has_leases(self) -> bool:
         """Whether pods of an earlier daemon may be on the bridge."""
@@ -252,7 +286,7 @@ class BuiltinNetwork:
     ) -> Attachment:
         ports = [port for port in port_mappings if port.host_port]
         async with self._locked(vm_id):
-            self._check_ports(ports, pod)
+            host_ports.check(ports, pod.id, self._published, ipv6=self._subnet6 is not None)
             address: Address | None = None
             try:
                 await self._prepare(vm_id, netns)
@@ -260,40 +294,56 @@ class BuiltinNetwork:
                 address = self._leases.allocate(pod.id, vm_id)
                 await failpoint.hit("network.attach.link")
                 mac = mac_of(self._instance, vm_id)
-                await self._need_host().neigh(
-                    "replace",
-                    dst=str(address),
-                    lladdr=mac,
-                    ifindex=self._bridge_index,
-                    state=_NUD_REACHABLE,
-                )
+                ips = self._addresses(address)
+                for ip in ips:
+                    await self._need_host().neigh(
+                        "replace",
+                        family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                        dst=ip,
+                        lladdr=mac,
+                        ifindex=self._bridge_index,
+                        state=_NUD_REACHABLE,
+                    )
                 await failpoint.hit("network.attach.ports")
                 if ports:
-                    await self._publish(pod, str(address), ports)
+                    await self._publish(pod, ips, ports)
                 await failpoint.hit("network.attach.done")
             except BaseException as error:
                 await self._undo(vm_id, pod, address)
                 if isinstance(error, NetlinkError | OSError):
                     raise netlink.as_error(error, f"attach pod {pod.id}") from error
                 raise
-        gateway = str(self._leases.gateway)
+        gateways = self._gateways()
         return Attachment(
-            ips=(str(address),),
+            ips=ips,
             interface=INTERFACE,
             guest={
                 "mac": mac,
                 "mtu": self._mtu,
-                "addresses": [f"{address}/{self._leases.subnet.prefixlen}"],
-                "routes": [{"dst": "0.0.0.0/0", "gateway": gateway}],
-                "neighbours": [{"ip": gateway, "mac": self._bridge_mac}],
+                "addresses": [
+                    f"{ip}/{gateway.network.prefixlen}"
+                    for ip, gateway in zip(ips, gateways, strict=True)
+                ],
+                "routes": [
+                    {"dst": "::/0" if each.version == 6 else "0.0.0.0/0", "gateway": str(each.ip)}
+                    for each in gateways
+                ],
+                "neighbours": [{"ip": str(each.ip), "mac": self._bridge_mac} for each in gateways],
             },
             opaque={
                 "kind": KIND,
                 "pod": pod.id,
                 "address": str(address),
+                "ips": list(ips),
                 "ports": [vars(port) for port in ports],
             },
         )
+
+    def _addresses(self, address: Address) -> tuple[str, ...]:
+        """All addresses that a lease stands for."""
+        if self._subnet6 is None:
+            return (str(address),)
+        return str(address), str(paired(address, self._leases.subnet, self._subnet6))
 
     async def detach(
         self,
@@ -321,39 +371,26 @@ class BuiltinNetwork:
         if address is not None and address not in held and self._leases.holder(address) is None:
             held.add(address)
         for each in held:
-            with contextlib.suppress(NetlinkError):
-                await self._need_host().neigh("del", dst=str(each), ifindex=self._bridge_index)
+            for ip in self._addresses(each):
+                with contextlib.suppress(NetlinkError):
+                    await self._need_host().neigh(
+                        "del",
+                        family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                        dst=ip,
+                        ifindex=self._bridge_index,
+                    )
             self._leases.release(each)
 
-    def _check_ports(self, ports: Sequence[HostPort], pod: PodIdentity) -> None:
-        """Refuse a port that another pod, or a process of the host, holds."""
-        for port in ports:
-            what = f"host port {port.host_port}/{port.protocol}"
-            for owner, other in self._published.values():
-                same = (other.port.protocol, other.port.host_port) == (
-                    port.protocol,
-                    port.host_port,
-                )
-                # No address means every address.
-                apart = other.port.host_ip and port.host_ip and other.port.host_ip != port.host_ip
-                if same and not apart and owner != pod.id:
-                    raise FailedPrecondition(
-                        f"{what} is taken by pod {owner}", hint="remove that pod first"
-                    )
-            if _is_bound(port):
-                raise FailedPrecondition(
-                    f"{what} is in use by a process on this host",
-                    hint=f"find it with: ss -lnp 'sport = {port.host_port}'",
-                )
-
-    async def _publish(self, pod: PodIdentity, address: str, ports: Sequence[HostPort]) -> None:
+    async def _publish(
+        self, pod: PodIdentity, ips: Sequence[str], ports: Sequence[HostPort]
+    ) -> None:
         async with self._nft_lock:
             # Once more, now that nobody else can publish.
-            self._check_ports(ports, pod)
-            added = {p.key: (pod.id, p) for p in (Published(port, address) for port in ports)}
+            host_ports.check(ports, pod.id, self._published, ipv6=self._subnet6 is not None)
+            added = {entry.key: (pod.id, entry) for entry in host_ports.entries(ports, ips)}
             await self._apply_ports(self._published | added)
 
-    async def _apply_ports(self, wanted: dict[str, tuple[str, Published]]) -> None:
+    async def _apply_ports(self, wanted: host_ports.Taken) -> None:
         await nft.apply(nft.publish(self._instance, (p for _, p in wanted.values())))
         self._published = wanted
 
@@ -362,15 +399,15 @@ class BuiltinNetwork:
     async def reconcile(self, live: Mapping[str, Wire]) -> None:
         host = self._need_host()
         held: set[Address] = set()
-        published: dict[str, tuple[str, Published]] = {}
+        published: host_ports.Taken = {}
         for vm_id, opaque in live.items():
             if opaque.get("kind") != KIND:
                 continue
             address = Address(opaque["address"])
             held.add(address)
             self._leases.claim(address, opaque["pod"], vm_id)
-            for port in opaque.get("ports", ()):
-                entry = Published(HostPort(**port), str(address))
+            ports = [HostPort(**port) for port in opaque.get("ports", ())]
+            for entry in host_ports.entries(ports, opaque.get("ips", (str(address),))):
                 published[entry.key] = (opaque["pod"], entry)
         async with self._nft_lock:
             await self._apply_ports(published)
@@ -412,18 +449,12 @@ class BuiltinNetwork:
                 self._locks.pop(vm_id, None)
 
 
-def _is_bound(port: HostPort) -> bool:
-    """Whether a process of the host listens on the port; a check, since forwarding needs no
-    listener. SCTP is not checked: Python cannot open it everywhere."""
-    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-    if port.protocol not in kinds or not 0 < port.host_port <= _MAX_PORT:
-        return False
-    with socket.socket(socket.AF_INET, kinds[port.protocol]) as probe:
-        if port.protocol == "tcp":
-            # Connections that only linger in TIME_WAIT do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((port.host_ip, port.host_port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
+def _forward_ipv6() -> None:
+    """Let the host forward IPv6, and still learn its own routes from routers where it did: a host
+    that forwards obeys their announcements only where accept_ra is 2."""
+    if Path("/proc/sys", _FORWARD6).read_text().strip() != "1":
+        for path in Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra"):
+            with contextlib.suppress(OSError):
+                if path.read_text().strip() == "1":
+                    path.write_text("2")
+        netlink.set_sysctl(_FORWARD6, "1")

@@ -52,6 +52,31 @@ def parse_subnet(text: str) -> ipaddress.IPv4Network:
     return network
 
 
+def parse_subnet6(text: str, subnet: ipaddress.IPv4Network) -> ipaddress.IPv6Network:
+    """The IPv6 subnet of the configuration, which must hold as many addresses as `subnet`. Raises
+    `InvalidArgument`."""
+    try:
+        network = ipaddress.IPv6Network(text)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"network.subnet6 {text!r} is no IPv6 network: {error}", hint="write it as fd00:88::/64"
+        ) from error
+    if network.num_addresses < subnet.num_addresses:
+        raise InvalidArgument(
+            f"network.subnet6 {text} has room for fewer pods than network.subnet {subnet}",
+            hint="a /64 has room for all",
+        )
+    return network
+
+
+def paired(
+    address: Address, subnet: ipaddress.IPv4Network, subnet6: ipaddress.IPv6Network
+) -> ipaddress.IPv6Address:
+    """The IPv6 address that goes with an IPv4 one: of the same number in its subnet, so that one
+    lease is for both."""
+    return subnet6[int(address) - int(subnet.network_address)]
+
+
 class Leases:
     """The leases of one subnet, kept in `folder`. The first address is the gateway's."""
 

@@ -18,25 +18,41 @@ _PACKAGE: Final = "nftables"
 _TIMEOUT: Final = 10.0
 
 
+_MAPS: Final = ("ports", "ports_of_address")
+_FAMILIES: Final = (("", "ip"), ("6", "ip6"))
+"""What ends the name of a family's maps, and what nft calls the family."""
+
+
 @dataclass(frozen=True)
 class Published:
-    """A host port together with the pod's address behind it."""
+    """A host port together with the pod's address behind it, of either family."""
 
     port: HostPort
     address: str
 
     @property
     def key(self) -> str:
+        """What it takes of the host; two of the same key cannot be."""
+        return f"{self.map} {self._match}"
+
+    @property
+    def _match(self) -> str:
         head = f"{self.port.host_ip} . " if self.port.host_ip else ""
         return f"{head}{self.port.protocol} . {self.port.host_port}"
 
     @property
+    def place(self) -> str:
+        """The host's address that it is at; ``0.0.0.0`` or ``::`` for every one."""
+        return self.port.host_ip or ("::" if ":" in self.address else "0.0.0.0")  # noqa: S104
+
+    @property
     def map(self) -> str:
-        return "ports_of_address" if self.port.host_ip else "ports"
+        name = "ports_of_address" if self.port.host_ip else "ports"
+        return f"{name}6" if ":" in self.address else name
 
     @property
     def element(self) -> str:
-        return f"{self.key} : {self.address} . {self.port.container_port}"
+        return f"{self._match} : {self.address} . {self.port.container_port}"
 
 
 def table(instance: str) -> str:
@@ -44,7 +60,7 @@ def table(instance: str) -> str:
     return f"inet thaw-{instance}"
 
 
-def ruleset(instance: str, bridge: str, subnet: str, *, masquerade: bool) -> str:
+def ruleset(instance: str, bridge: str, subnet: str, subnet6: str = "", *, masquerade: bool) -> str:
     """Make or renew the table; the elements of its maps stay.
 
     - With `masquerade` a pod's traffic to the outside leaves with the host's address.
@@ -52,9 +68,18 @@ def ruleset(instance: str, bridge: str, subnet: str, *, masquerade: bool) -> str
       leaves with the bridge's address, else the answer would go another way.
     - Host ports on 127.0.0.1 need route_localnet on the bridge, and that would open the host's
       loopback to pods: so packets for 127.0.0.0/8 that come from the bridge are dropped first.
+      IPv6 has no such setting: on ::1 host ports do not work, and who tries is refused at once.
     """
     name = table(instance)
-    outside = f"{{ {subnet}, 224.0.0.0/4 }}"
+    key = "meta l4proto . th dport"
+    to_bridge = f'oifname "{bridge}"'
+    after = [f"{to_bridge} ip saddr 127.0.0.0/8 masquerade"]
+    for family, net, multicast in (("ip", subnet, "224.0.0.0/4"), ("ip6", subnet6, "ff00::/8")):
+        if net:
+            after.append(f"{to_bridge} ct status dnat {family} saddr {net} masquerade")
+        if net and masquerade:
+            outside = f"{family} daddr != {{ {net}, {multicast} }}"
+            after.append(f'oifname != "{bridge}" {family} saddr {net} {outside} masquerade')
     chains = {
         "guard": (
             "type filter hook prerouting priority raw; policy accept;",
@@ -68,29 +93,20 @@ def ruleset(instance: str, bridge: str, subnet: str, *, masquerade: bool) -> str
             "type nat hook output priority -100; policy accept;",
             ["fib daddr type local jump publish"],
         ),
-        "postrouting": (
-            "type nat hook postrouting priority srcnat; policy accept;",
-            [
-                f'oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade',
-                f'oifname "{bridge}" ct status dnat ip saddr {subnet} masquerade',
-                f'oifname != "{bridge}" ip saddr {subnet} ip daddr != {outside} masquerade',
-            ],
-        ),
+        "postrouting": ("type nat hook postrouting priority srcnat; policy accept;", after),
     }
-    source = "inet_proto . inet_service"
-    key = "meta l4proto . th dport"
-    target = "ipv4_addr . inet_service"
-    if not masquerade:
-        chains["postrouting"][1].pop()
-    lines = [
-        f"add table {name}",
-        f"add map {name} ports {{ type {source} : {target}; }}",
-        f"add map {name} ports_of_address {{ type ipv4_addr . {source} : {target}; }}",
-        f"add chain {name} publish",
-        f"flush chain {name} publish",
-        f"add rule {name} publish dnat ip to ip daddr . {key} map @ports_of_address",
-        f"add rule {name} publish dnat ip to {key} map @ports",
-    ]
+    lines = [f"add table {name}", f"add chain {name} publish", f"flush chain {name} publish"]
+    lines.append(f"add rule {name} publish ip6 daddr ::1 return")
+    for end, family in _FAMILIES:
+        address = f"ipv{end or 4}_addr"
+        source, target = "inet_proto . inet_service", f"{address} . inet_service"
+        publish = f"{name} publish dnat {family}"
+        lines += [
+            f"add map {name} ports{end} {{ type {source} : {target}; }}",
+            f"add map {name} ports_of_address{end} {{ type {address} . {source} : {target}; }}",
+            f"add rule {publish} to {family} daddr . {key} map @ports_of_address{end}",
+            f"add rule {publish} to {key} map @ports{end}",
+        ]
     for chain, (hook, rules) in chains.items():
         lines += [f"add chain {name} {chain} {{ {hook} }}", f"flush chain {name} {chain}"]
         lines += [f"add rule {name} {chain} {rule}" for rule in rules]
@@ -100,7 +116,7 @@ def ruleset(instance: str, bridge: str, subnet: str, *, masquerade: bool) -> str
 def publish(instance: str, ports: Iterable[Published]) -> str:
     """Make `ports` the host ports, whatever they were before."""
     name = table(instance)
-    lines = [f"flush map {name} ports", f"flush map {name} ports_of_address"]
+    lines = [f"flush map {name} {each}{end}" for each in _MAPS for end, _ in _FAMILIES]
     lines += [f"add element {name} {p.map} {{ {p.element} }}" for p in ports]
     return "\n".join(lines) + "\n"
 

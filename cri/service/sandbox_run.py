@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import time
@@ -88,6 +89,13 @@ def _ports(config: v1.PodSandboxConfig) -> tuple[HostPort, ...]:
                 raise InvalidArgument(f"port {number} is out of range")
         if not port.container_port or not port.host_port:
             continue
+        if port.host_ip:
+            try:
+                ipaddress.ip_address(port.host_ip)
+            except ValueError as error:
+                raise InvalidArgument(
+                    f"host port {port.host_port}: {error}", hint="host_ip is an address, or empty"
+                ) from error
         if port.protocol == v1.UDP:
             found.append(HostPort("udp", port.container_port, port.host_port, port.host_ip))
         elif port.protocol == v1.SCTP:

@@ -199,16 +199,13 @@ HERE = "/proc/self/ns/net"
 
 
 class Server:
-    """Answers each TCP connection inside a namespace with what it got."""
+    """Answers each TCP connection inside a namespace, of either family, with what it got."""
 
     def __init__(self, netns: Path | str, port: int) -> None:
         self.sockets: list[socket.socket] = []
 
         def listen() -> None:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("0.0.0.0", port))
-            sock.listen()
+            sock = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
             self.sockets.append(sock)
 
         in_netns(netns, listen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,76 @@ async def test_host_ports_from_loopback_outside_and_the_pod_itself(
     await network.detach(one.id, one.netns, ONE, held.opaque)
     with pytest.raises(OSError):
         await echo(HERE, "127.0.0.1", 8081)
+
+
+async def test_both_families_where_there_is_an_ipv6_subnet(
+    machine: Callable[[str], Machine], serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    before = trace()
+    both = replace(config(), subnet6="fd00:99::/64")
+    network = BuiltinNetwork(both, "abc123", tmp_path / "state")
+    await network.start()
+    one, two = machine("vm000001"), machine("vm000002")
+    ports = [HostPort("tcp", 80, 8081), HostPort("tcp", 80, 8082, "fd00:99::1")]
+    first = await network.attach(one.id, one.netns, ONE, port_mappings=ports)
+    second = await network.attach(two.id, two.netns, TWO)
+    assert first.ips == ("10.99.0.2", "fd00:99::2")
+    assert second.ips == ("10.99.0.3", "fd00:99::3")
+    one.configure(first.guest)
+    two.configure(second.guest)
+    serve(one.guest, 80)
+    serve(HERE, 8080)
+    for ip, gateway in zip(first.ips, ("10.99.0.1", "fd00:99::1"), strict=True):
+        assert await echo(HERE, ip, 80, BIG) == BIG
+        assert await echo(two.guest, ip, 80, BIG) == BIG
+        assert await echo(one.guest, gateway, 8080, BIG) == BIG
+        assert await echo(HERE, gateway, 8081) == b"hello"
+        assert await echo(HERE, "fd00:99::1", 8082) == b"hello"
+        assert await echo(two.guest, gateway, 8081) == b"hello"
+        assert await echo(one.guest, gateway, 8081) == b"hello"
+    with pytest.raises(OSError):
+        await echo(HERE, "::1", 8081)
+    # A new daemon publishes both anew; without the subnet it cannot serve the pods that have it.
+    await network.close()
+    other = BuiltinNetwork(config(), "abc123", tmp_path / "state")
+    with pytest.raises(FailedPrecondition, match="fd00:99::1/64"):
+        await other.start()
+    await other.close()
+    network = BuiltinNetwork(both, "abc123", tmp_path / "state")
+    await network.start()
+    await network.reconcile({one.id: first.opaque, two.id: second.opaque})
+    assert await echo(HERE, "fd00:99::1", 8081) == b"hello"
+    await network.detach(one.id, one.netns, ONE, first.opaque)
+    await network.detach(two.id, two.netns, TWO, second.opaque)
+    assert "8081" not in trace()[1]
+    await network.close()
+    assert trace() == before
+
+
+async def test_an_address_of_a_family_that_pods_lack(
+    network: BuiltinNetwork, machine: Callable[[str], Machine]
+) -> None:
+    one = machine("vm000001")
+    with pytest.raises(FailedPrecondition, match="no IPv6") as caught:
+        await network.attach(
+            one.id, one.netns, ONE, port_mappings=[HostPort("tcp", 80, 8081, "::1")]
+        )
+    assert caught.value.hint
+
+
+async def test_an_unspecified_address_means_every_one(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], serve: Callable[..., Server]
+) -> None:
+    one, two = machine("vm000001"), machine("vm000002")
+    ports = [HostPort("tcp", 80, 8081, "0.0.0.0")]
+    held = await network.attach(one.id, one.netns, ONE, port_mappings=ports)
+    one.configure(held.guest)
+    serve(one.guest, 80)
+    assert await echo(HERE, "127.0.0.1", 8081) == b"hello"
+    with pytest.raises(FailedPrecondition, match="taken by pod"):
+        await network.attach(
+            two.id, two.netns, TWO, port_mappings=[HostPort("tcp", 80, 8081, "127.0.0.1")]
+        )
 
 
 async def test_a_pod_cannot_reach_the_hosts_loopback(

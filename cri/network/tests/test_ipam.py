@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cri.network.ipam import Address, Leases, parse_subnet
+from cri.network.ipam import Address, Leases, paired, parse_subnet, parse_subnet6
 from hostlib.errors import InvalidArgument, ResourceExhausted
 
 NET = ipaddress.IPv4Network("10.1.2.0/29")
@@ -69,3 +69,15 @@ def test_no_address_has_two_holders(steps: list[int | str | None]) -> None:
                 assert address not in held
                 held[address] = str(number)
             assert {lease.address: lease.pod for lease in mine.all()} == held
+
+
+@given(st.integers(2, 6))
+def test_an_ipv6_address_goes_with_each_ipv4_one(offset: int) -> None:
+    six = parse_subnet6("fd00:1::/64", NET)
+    assert str(paired(NET[offset], NET, six)) == f"fd00:1::{offset}"
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0.0/8", "fd00::1/64", "fd00::/126"])
+def test_a_bad_ipv6_subnet_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="subnet6"):
+        parse_subnet6(text, NET)
