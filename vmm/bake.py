@@ -172,6 +172,7 @@ async def _bake_with(
 ) -> Snapshot:
     inputs = Inputs.of(await identify(qemu), accel.name, shape, guest, channel)
     folder = snapshots / inputs.key
+    await in_thread(snapshot.sweep, snapshots)
     try:
         found = await snapshot.load(folder, inputs, whole=True)
     except ThawError as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hostlib import records
+from hostlib import linux, records
 from hostlib.errors import DataLoss, FailedPrecondition
 from hostlib.tasks import in_thread
 from vmm import sparse
@@ -247,7 +247,8 @@ async def load(folder: Path, expected: Inputs | None = None, *, whole: bool = Fa
 def staging(snapshots: Path, key: str) -> Path:
     """A new folder to bake into, beside the published ones."""
     snapshots.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = snapshots / f"{_BAKING}{key[:16]}-{os.getpid()}"
+    pid = os.getpid()
+    folder = snapshots / f"{_BAKING}{key[:16]}-{pid}-{linux.start_time(pid)}"
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
@@ -270,6 +271,9 @@ async def publish(staged: Path, snapshot: Snapshot) -> Snapshot:
 
 
 def sweep(snapshots: Path) -> None:
-    """Remove what a bake that died left behind. Call it while no bake runs."""
+    """Remove what bakes that died left behind; the folders of those that live stay. Blocking."""
     for entry in snapshots.glob(f"{_BAKING}*"):
-        shutil.rmtree(entry, ignore_errors=True)
+        *_, pid, start = entry.name.split("-")
+        alive = pid.isdigit() and str(linux.start_time(int(pid))) == start
+        if not alive:
+            shutil.rmtree(entry, ignore_errors=True)

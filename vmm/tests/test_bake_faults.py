@@ -17,7 +17,7 @@ from vmm.accel import Accelerator
 from vmm.guest import GuestImage
 from vmm.microvm import MicroVM
 from vmm.shape import MachineShape
-from vmm.snapshot import Snapshot
+from vmm.snapshot import Snapshot, staging
 
 SHAPE = MachineShape(1, 256)
 
@@ -122,6 +122,18 @@ async def test_a_damaged_snapshot_is_replaced(
     os.close(await ram.load(baked))
     assert await bake(tmp_path) == baked
     assert len(begun) == 1
+
+
+async def test_what_a_bake_that_was_killed_left_goes_with_the_next(
+    bake: Bake, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    shutil.copytree(snapshot.folder, tmp_path / snapshot.key)
+    alive = staging(tmp_path, snapshot.key)
+    (tmp_path / f".baking-{snapshot.key[:16]}-{os.getpid()}-1").mkdir()
+    (tmp_path / f".baking-{snapshot.key[:16]}-999999999-1").mkdir()
+    (tmp_path / ".baking-old").mkdir()
+    assert (await bake(tmp_path)).folder == tmp_path / snapshot.key
+    assert sorted(tmp_path.iterdir()) == sorted([alive, tmp_path / snapshot.key])
 
 
 async def test_a_vm_lives_from_a_snapshot_baked_again(
