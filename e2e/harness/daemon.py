@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from cli.client import Client
+from cri.api import v1_pb2
 from e2e.harness import leaks
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
@@ -63,6 +64,7 @@ class Daemon:
         self.environment = dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
+        self._seen: set[str] = set()
         for place in (folder, self.root, self.logs):
             place.mkdir(parents=True, exist_ok=True)
         hosts = folder / "hosts"
@@ -161,6 +163,45 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def log_text(self, offset: int = 0) -> str:
+        """What the daemon logged, from a size of the file on."""
+        with self.log.open("rb") as source:
+            source.seek(offset)
+            return source.read().decode(errors="replace")
+
+    def named(self, name: str) -> list[int]:
+        """The processes of this daemon, it or its children, that call themselves so."""
+        found = leaks.marked(str(self.folder), str(self.root))
+        return [pid for pid, traces in found if traces.split("\n")[0].startswith(name)]
+
+    def zygotes(self) -> list[int]:
+        return self.named("thaw-zygote")
+
+    def bakes(self) -> list[int]:
+        return self.named("thaw-bake")
+
+    def qemus(self) -> list[int]:
+        return self.named("qemu")
+
+    def runtime(self) -> v1_pb2.RuntimeCondition:
+        """Status's condition RuntimeReady."""
+        conditions = self.client.status().status.conditions
+        return next(each for each in conditions if each.type == "RuntimeReady")
+
+    def runtime_problem(self) -> v1_pb2.RuntimeCondition | None:
+        """The same, where pods cannot be run and nothing is being done about it."""
+        found = self.runtime()
+        return found if found.reason == "BaseSnapshotFailed" else None
+
+    def await_end(self, timeout: float = 10.0) -> None:
+        """Wait for a daemon that dies by itself."""
+        assert self.process is not None
+        self.close_client()
+        self.process.wait(timeout)
+
     def arm(self, points: str) -> None:
         """Arm failpoints in the daemon and its shims; an empty text disarms all."""
         temporary = self.failpoints.with_suffix(".new")
@@ -173,6 +214,7 @@ class Daemon:
         for folder in (self.state / "vms").glob("*"):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 found[folder.name] = json.loads((folder / "vm.json").read_text())
+        self._seen.update(found)
         return found
 
     def vm_of(self, pod_id: str) -> str:
@@ -193,13 +235,21 @@ class Daemon:
         """The VM folders that belong to pods."""
         return [str(p.parent) for p in (self.state / "vms").glob("*/pod.json")]
 
+    def unclaimed(self) -> list[str]:
+        """What belongs to this running daemon and to none of its VMs."""
+        assert self.process is not None
+        return leaks.unclaimed(self.instance, self.root, self.state, self.process.pid)
+
     def leftovers(self) -> list[str]:
-        """Everything on the host that belongs to this daemon."""
+        """Everything on the host that belongs to this daemon, and what pods left in its folders."""
         places = [str(self.folder), str(self.state)]
         if self.process is None:
             # It never came to life, and its root may be another's.
             return [*leaks.processes(*places), *leaks.mounts(*places)]
-        return leaks.all_of(self.instance, self.folder, self.state, self.root)
+        found = leaks.all_of(
+            self.instance, self.folder, self.state, self.root, vms=sorted(self._seen)
+        )
+        return found + leaks.remnants(self.root, self.state)
 
     def destroy(self) -> list[str]:
         """End the daemon and all its VMs. What is left on the host then: it should be nothing."""
@@ -209,7 +259,8 @@ class Daemon:
                 # It was killed: the next one adopts what lives, and so can remove it.
                 with contextlib.suppress(AssertionError):
                     self.start(60)
-            if self.process.poll() is None:
+            if self.alive():
+                self.records()
                 with contextlib.suppress(errors.ThawError):
                     self.remove_pods()
                 self.terminate()
@@ -221,6 +272,7 @@ class Daemon:
 
     def erase(self) -> None:
         """Kill what `leftovers` finds and remove it, so that the next test starts clean."""
+        groups: list[str] = []
         for found in self.leftovers():
             kind, name, *_ = found.split(" ")
             if kind == "process":
@@ -232,9 +284,14 @@ class Daemon:
                 _quietly("nft", "delete", *found.split(" ")[1:])
             elif kind == "mount":
                 _quietly("umount", "--lazy", found.split(" ")[5])
-        for found in sorted(leaks.cgroups(self.instance), reverse=True):
+            elif kind == "loop":
+                _quietly("losetup", "--detach", name)
+            elif kind == "cgroup":
+                groups.append(name)
+        # Children first.
+        for group in sorted(groups, reverse=True):
             with contextlib.suppress(OSError):
-                os.rmdir(found.removeprefix("cgroup "))
+                os.rmdir(group)
 
     def _borrow_snapshots(self) -> None:
         if self.share_snapshots:
@@ -255,7 +312,9 @@ def _link_new(source: Path, target: Path) -> None:
         return
     target.mkdir(parents=True, exist_ok=True)
     for snapshot in source.iterdir():
-        if not snapshot.is_dir() or (target / snapshot.name).exists():
+        # What has a dot is not, or not yet, a snapshot.
+        hidden = snapshot.name.startswith(".")
+        if hidden or not snapshot.is_dir() or (target / snapshot.name).exists():
             continue
         partial = target / f".{snapshot.name}.{os.getpid()}"
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +19,10 @@ from demo import images as demo_images
 from demo import oci
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness.outside import Outside
 from e2e.harness.refs import NGINX, SHELL, WEBAPP
 from e2e.harness.registry import Registry
+from e2e.harness.waiting import until
 
 EVIDENCE = PROJECT / "e2e" / "evidence"
 _OUTCOME = pytest.StashKey[dict[str, bool]]()
@@ -37,9 +41,24 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     item.stash.setdefault(_OUTCOME, {})[report.when] = report.failed
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests measured, and assert nothing about."""
+    figures: dict[str, list[float]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if report.when == "call":
+                figures.setdefault(name, []).append(value)
+    for name, values in figures.items():
+        median = statistics.median(values)
+        terminalreporter.write_line(
+            f"{name}: median {median:.2f}, at most {max(values):.2f}, n = {len(values)}"
+        )
+
+
 def keep_evidence(request: pytest.FixtureRequest, daemon: Daemon) -> None:
     """Copy logs, consoles and records of a daemon beside the tests, named by the test."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", request.node.nodeid.rpartition("/")[2])
+    name = f"{request.node.path.name}::{request.node.name}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
     target = EVIDENCE / name / daemon.folder.name
     for source in daemon.folder.rglob("*"):
         relative = source.relative_to(daemon.folder)
@@ -138,12 +157,50 @@ def make_daemon(
     assert not left, left
 
 
+@pytest.fixture(scope="session")
+def _durable(workspace: Path, registry: Registry) -> Iterator[Daemon]:
+    running = Daemon(workspace / "durable", registry, subnet=subnet())
+    try:
+        running.start()
+        running.client.pull_image(SHELL)
+        yield running
+    finally:
+        left = running.destroy()
+        running.erase()
+    assert not left, left
+
+
+@pytest.fixture
+def durable(_durable: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon whose processes tests may kill. After each test it runs, has no pods, and accounts
+    for all that is there, before the end of a daemon could clear it away."""
+    yield _durable
+    _durable.arm("")
+    if not _durable.alive():
+        _durable.close_client()
+        _durable.start()
+    _durable.remove_pods()
+    if failed(request):
+        keep_evidence(request, _durable)
+    assert not _durable.client.containers()
+    with contextlib.suppress(AssertionError):
+        until("all is accounted for", lambda: not _durable.unclaimed(), 10)
+    assert not _durable.unclaimed()
+
+
 @pytest.fixture
 def own(make_daemon: Callable[..., Daemon]) -> Daemon:
     """A daemon of this test's own, started, with the shell image."""
     made = make_daemon().start()
     made.client.pull_image(SHELL)
     return made
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    """A host that the node reaches, and that knows nothing of pods."""
+    with Outside() as made:
+        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Pod
-from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.refs import SHELL, SLEEP, SMALL
+from e2e.harness.registry import free_port
 from e2e.harness.waiting import until
 from hostlib import errors, linux
 
@@ -20,15 +21,15 @@ COUNTER = ("/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; do
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
-def test_pods_live_on_without_the_daemon_and_are_adopted(own: Daemon, end: str) -> None:
-    pod = Pod.run(own)
+def test_pods_live_on_without_the_daemon_and_are_adopted(durable: Daemon, end: str) -> None:
+    pod = Pod.run(durable)
     counter = pod.start(SHELL, COUNTER)
     ip, vm, started = pod.ip, pod.vm, counter.status().started_at
-    getattr(own, end)()
+    getattr(durable, end)()
     written = counter.output().count("\n")
     until("the log goes on", lambda: counter.output().count("\n") > written + 5)
-    own.start()
-    assert [found.id for found in own.client.pods()] == [pod.id]
+    durable.start()
+    assert [found.id for found in durable.client.pods()] == [pod.id]
     assert (pod.ip, pod.vm, pod.state) == (ip, vm, v1_pb2.SANDBOX_READY)
     assert counter.status().started_at == started
     assert counter.sh("echo alive") == "alive"
@@ -37,19 +38,19 @@ def test_pods_live_on_without_the_daemon_and_are_adopted(own: Daemon, end: str) 
     pod.remove()
 
 
-def test_a_container_that_ended_meanwhile_is_known_with_its_exit_code(own: Daemon) -> None:
-    pod = Pod.run(own)
+def test_a_container_that_ended_meanwhile_is_known_with_its_exit_code(durable: Daemon) -> None:
+    pod = Pod.run(durable)
     done = pod.start(SHELL, ["/bin/sh", "-c", "sleep 1; exit 5"])
-    own.kill()
+    durable.kill()
     time.sleep(2)
-    own.start()
+    durable.start()
     assert done.wait().exit_code == 5
 
 
-def test_qemu_dies_and_the_pod_is_not_ready_with_a_reason(own: Daemon) -> None:
-    pod = Pod.run(own)
+def test_qemu_dies_and_the_pod_is_not_ready_with_a_reason(durable: Daemon) -> None:
+    pod = Pod.run(durable)
     container = pod.start(SHELL, SLEEP)
-    os.kill(own.records()[pod.vm]["qemu_pid"], signal.SIGKILL)
+    os.kill(durable.records()[pod.vm]["qemu_pid"], signal.SIGKILL)
     status = container.wait()
     assert status.exit_code != 0
     assert status.reason == "Error"
@@ -58,10 +59,10 @@ def test_qemu_dies_and_the_pod_is_not_ready_with_a_reason(own: Daemon) -> None:
     pod.remove()
 
 
-def test_a_shim_dies_with_its_vm_and_containers_are_reported_exited(own: Daemon) -> None:
-    pod = Pod.run(own)
+def test_a_shim_dies_with_its_vm_and_containers_are_reported_exited(durable: Daemon) -> None:
+    pod = Pod.run(durable)
     container = pod.start(SHELL, SLEEP)
-    record = own.records()[pod.vm]
+    record = durable.records()[pod.vm]
     os.kill(record["shim_pid"], signal.SIGKILL)
     until("QEMU is gone too", lambda: linux.start_time(record["qemu_pid"]) is None)
     status = container.wait()
@@ -71,73 +72,47 @@ def test_a_shim_dies_with_its_vm_and_containers_are_reported_exited(own: Daemon)
     pod.remove()
 
 
-def test_a_shim_that_died_while_no_daemon_ran_is_reported_by_the_next(own: Daemon) -> None:
-    pod = Pod.run(own)
+def test_a_shim_that_died_while_no_daemon_ran_is_reported_by_the_next(durable: Daemon) -> None:
+    pod = Pod.run(durable)
     container = pod.start(SHELL, SLEEP)
-    record = own.records()[pod.vm]
-    own.kill()
+    record = durable.records()[pod.vm]
+    durable.kill()
     os.kill(record["shim_pid"], signal.SIGKILL)
-    own.start()
+    durable.start()
     assert container.wait().exit_code == 255
     assert pod.state == v1_pb2.SANDBOX_NOTREADY
     pod.remove()
 
 
-def test_the_zygote_dies_and_pods_can_still_be_made(own: Daemon) -> None:
-    pod = Pod.run(own)
+def test_the_zygote_dies_and_pods_can_still_be_made(durable: Daemon) -> None:
+    pod = Pod.run(durable)
     container = pod.start(SHELL, SLEEP)
-    for zygote in _zygotes(own):
-        os.kill(zygote, signal.SIGKILL)
-    second = Pod.run(own)
+    (zygote,) = durable.zygotes()
+    os.kill(zygote, signal.SIGKILL)
+    second = Pod.run(durable)
     assert second.start(SHELL, SLEEP).sh("echo up") == "up"
     assert container.sh("echo up") == "up"
 
 
-def _zygotes(daemon: Daemon) -> list[int]:
-    """The daemon's children that run the zygote."""
-    assert daemon.process is not None
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat") as source:
-                    parent = int(source.read().rpartition(")")[2].split()[1])
-                with open(f"/proc/{name}/cmdline") as source:
-                    command = source.read()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == daemon.process.pid and "zygote" in command:
-                found.append(int(name))
-    assert found
-    return found
-
-
 @pytest.mark.parametrize(
     "step",
-    [
-        "restore.reseed",
-        "restore.clock",
-        "restore.network",
-        "restore.identity",
-    ],
+    ["verify", "vmgenid", "reseed", "clock", "network", "identity", "generation", "ready"],
 )
-def test_a_restore_step_that_fails_fails_the_pod_and_leaves_nothing(own: Daemon, step: str) -> None:
-    own.arm(f"{step}=error(injected by the test)")
-    with pytest.raises(errors.ThawError) as caught:
-        Pod.run(own)
-    assert "injected by the test" in caught.value.message
-    own.arm("")
-    assert not own.client.pods()
-    assert not own.bound_vms()
-    assert Pod.run(own, "after").start(SHELL, SLEEP).sh("echo up") == "up"
-
-
-def test_a_name_is_free_again_after_a_failed_start(own: Daemon) -> None:
-    own.arm("restore.reseed=error(once)")
-    with pytest.raises(errors.ThawError):
-        Pod.run(own, "again")
-    own.arm("")
-    assert Pod.run(own, "again").state == v1_pb2.SANDBOX_READY
+def test_a_restore_step_that_fails_fails_the_pod_and_leaves_nothing(
+    durable: Daemon, step: str
+) -> None:
+    port = free_port()
+    mapping = v1_pb2.PortMapping(container_port=80, host_port=port)
+    durable.arm(f"restore.{step}=error(injected by the test)")
+    with pytest.raises(errors.ThawError, match=f"restore step {step}: injected by the test"):
+        Pod.run(durable, "failing", port_mappings=[mapping])
+    durable.arm("")
+    assert not durable.client.pods()
+    assert not durable.bound_vms()
+    until("nothing of it is left", lambda: not durable.unclaimed(), 10)
+    # Its name and its port are free again.
+    again = Pod.run(durable, "failing", port_mappings=[mapping])
+    assert again.start(SHELL, SLEEP).sh("echo up") == "up"
 
 
 def test_a_second_daemon_on_the_same_root_is_refused(
@@ -152,11 +127,11 @@ def test_a_second_daemon_on_the_same_root_is_refused(
     assert own.client.version().runtime_name == "thaw"
 
 
-def test_a_stale_socket_is_taken_over(own: Daemon) -> None:
-    own.kill()
-    assert own.socket.exists()
-    own.start()
-    assert own.client.version().runtime_name == "thaw"
+def test_a_stale_socket_is_taken_over(durable: Daemon) -> None:
+    durable.kill()
+    assert durable.socket.exists()
+    durable.start()
+    assert durable.client.version().runtime_name == "thaw"
 
 
 def test_daemons_run_side_by_side(make_daemon: Callable[..., Daemon]) -> None:
@@ -170,7 +145,10 @@ def test_daemons_run_side_by_side(make_daemon: Callable[..., Daemon]) -> None:
     assert pods[1].state == v1_pb2.SANDBOX_READY
 
 
-def test_a_damaged_snapshot_is_baked_again(own: Daemon) -> None:
+def test_a_damaged_snapshot_is_baked_again(make_daemon: Callable[..., Daemon]) -> None:
+    own = make_daemon(settings={"guest": SMALL}).start()
+    own.client.pull_image(SHELL)
+    until("the snapshot is there", lambda: own.runtime().status, 240)
     own.terminate()
     for snapshot in (own.root / "snapshots").iterdir():
         for file in snapshot.iterdir():
