@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import random
 import secrets
@@ -20,6 +21,19 @@ def sh(*argv: str) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(ENVIRONMENT))
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
     return done.stdout
+
+
+def subnet(length: int = 24) -> str:
+    """An IPv4 subnet that nothing on this host uses; most likely nobody takes it meanwhile."""
+    used = [
+        ipaddress.IPv4Interface(f"{address['local']}/{address['prefixlen']}").network
+        for link in json.loads(sh("ip", "-json", "-4", "address", "show"))
+        for address in link["addr_info"]
+    ]
+    while True:
+        chosen = ipaddress.IPv4Network((0x0A000000 | random.getrandbits(24), length), strict=False)
+        if not any(chosen.overlaps(each) for each in used):
+            return str(chosen)
 
 
 class Outside:

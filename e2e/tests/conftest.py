@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import random
 import re
 import shutil
 import statistics
@@ -19,7 +18,7 @@ from demo import images as demo_images
 from demo import oci
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import PROJECT, Daemon
-from e2e.harness.outside import Outside
+from e2e.harness.outside import Outside, subnet
 from e2e.harness.refs import NGINX, SHELL, WEBAPP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
@@ -27,11 +26,6 @@ from e2e.harness.waiting import until
 EVIDENCE = PROJECT / "e2e" / "evidence"
 _OUTCOME = pytest.StashKey[dict[str, bool]]()
 _numbers = itertools.count(1)
-
-
-def subnet() -> str:
-    """A subnet that most likely nobody else here uses, not even another run of these tests."""
-    return f"10.{random.randrange(60, 250)}.{random.randrange(256)}.0/24"
 
 
 @pytest.hookimpl(hookwrapper=True)

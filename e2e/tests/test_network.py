@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import random
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from cri.api import v1_pb2
 from demo.images import PAGE
 from e2e.harness import traffic
 from e2e.harness.daemon import Daemon
-from e2e.harness.outside import Outside, reach, sh
+from e2e.harness.outside import Outside, reach, sh, subnet
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import NGINX, SHELL, SLEEP, WEBAPP
 from e2e.harness.registry import free_port
@@ -95,8 +94,8 @@ def test_the_configured_name_servers_without_a_dns_config(
 
 def test_addresses_are_not_given_twice_and_come_back(make_daemon: Callable[..., Daemon]) -> None:
     # Five addresses for pods: the network's, the bridge's and the broadcast's are none.
-    small = f"10.255.{random.randrange(256)}.{8 * random.randrange(32)}/29"
-    daemon = make_daemon(settings={"network": {"subnet": small}, "pool": {"size": 0}})
+    settings = {"network": {"subnet": subnet(29)}, "pool": {"size": 0}}
+    daemon = make_daemon(settings=settings)
     daemon.start().client.pull_image(SHELL)
     pods = [Pod.run(daemon) for _ in range(3)]
     before = {pod.id: pod.ip for pod in pods}
