@@ -127,7 +127,7 @@ async def test_a_damaged_snapshot_is_replaced(
 async def test_what_a_bake_that_was_killed_left_goes_with_the_next(
     bake: Bake, snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    shutil.copytree(snapshot.folder, tmp_path / snapshot.key)
+    copy(snapshot, tmp_path / snapshot.key)
     alive = staging(tmp_path, snapshot.key)
     (tmp_path / f".baking-{snapshot.key[:16]}-{os.getpid()}-1").mkdir()
     (tmp_path / f".baking-{snapshot.key[:16]}-999999999-1").mkdir()
