@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from bench import images, peer, plot, report
+from bench import images, peer, plot, promises, report
 from bench.cases import growth, lives, machines, many, traffic
 from bench.cases import images as image_cases
 from bench.cpu import Gate
@@ -150,6 +150,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "cases": cases,
         "failures": failures + [{"case": "end", "error": f"left behind: {f}"} for f in _left],
         "figures": report.document(session.figures),
+        "promises": promises.document(session.figures),
         "extra": session.extra,
         "_figures": session.figures,
     }
@@ -191,6 +192,10 @@ def main() -> int:
     written = [target, *plot.draw(results, target)]
     for line in report.lines(figures):
         print(line)
+    for each in results["promises"]:
+        met = "met   " if each["met"] else "MISSED"
+        bound = f"{each['relation']} {report.number(each['bound'])}"
+        print(f"{met} {each['promise']}: {report.number(each['value'])} (promised {bound})")
     gate = results["gate"]
     print(
         f"{results['seconds']:.0f} s; load {results['machine']['load'][0]:.1f} at the beginning;"
