@@ -110,10 +110,10 @@ fn look_path(process: &Process) -> Outcome<String> {
 
 /// The streams belong to the user, so that `/dev/stdout` can be opened again. The guest's /dev/null does not.
 fn own_streams(uid: u32, null: u64) {
-    for number in [0, 1, 2] {
-        let path = format!("/proc/self/fd/{number}");
-        if std::fs::metadata(&path).is_ok_and(|data| data.rdev() != null || null == 0) {
-            let _ = std::os::unix::fs::chown(&path, Some(uid), None);
+    let owner = Some(rustix::process::Uid::from_raw(uid));
+    for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        if rustix::fs::fstat(stream).is_ok_and(|data| data.st_rdev != null || null == 0) {
+            let _ = rustix::fs::fchown(stream, owner, None);
         }
     }
 }
