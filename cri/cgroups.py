@@ -119,6 +119,19 @@ class Cgroups:
         except (OSError, ThawError) as error:
             log.warning("a pod stays outside its cgroup %s: %s", path, error)
 
+    def made_for(self, vm_id: str, pids: Iterable[int]) -> str:
+        """The group of a pod that the VM, these processes, is in, or that was made for it; "" for
+        none."""
+        name = f"{_PREFIX}{vm_id}"
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+                    path = line.split(":", 2)[2]
+                    if path.rpartition("/")[2] == name:
+                        return path
+        made = any((folder / name).is_dir() for folder in self._folders())
+        return self.path(vm_id, "") if made else ""
+
     def remove(self, vm_id: str, path: str = "") -> None:
         """Remove the group of a dead VM: `path`, or where it is by default. What is still in it
         is killed. Idempotent; never fails."""

@@ -7,7 +7,8 @@ start, nor the others.
 * bound to a pod, alive: adopted. Alive but silent: its pod stays as its records say, and the shim
   is asked again in the background, then ended;
 * bound to a pod, dead: its records say what was; the pod is NOTREADY, its containers have exited;
-* unbound, alive, paused, of the current snapshot: back to the pool, once that snapshot is known;
+* unbound, alive, paused, in the pool's cgroup, of the current snapshot: back to the pool, once
+  that snapshot is known;
 * everything else is killed and removed, and so is every namespace, scratch disk, address and
   cgroup of this instance that belongs to no VM.
 """
@@ -116,12 +117,19 @@ async def _recover_one(daemon: Daemon, folder: Path, found: Recovered) -> None:
         _adopt(daemon, vm, described)
         found.pods += 1
         await _offer_ram(daemon, vm)
-    elif described.get("state") == "pooled":
+    elif described.get("state") == "pooled" and not await in_thread(_was_taken, daemon, vm):
         found.spare.append(vm)
         await _offer_ram(daemon, vm)
     else:
         await daemon.kill(vm)
         found.cleared += 1
+
+
+def _was_taken(daemon: Daemon, vm: Vm) -> bool:
+    """Whether a waiting VM is in the cgroup of a pod that never was: with limits, and perhaps under
+    a parent, that are not the next pod's. Blocking."""
+    vm.cgroup = daemon.cgroups.made_for(vm.id, [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid])
+    return bool(vm.cgroup)
 
 
 def _vm(daemon: Daemon, on_disk: VMFolder) -> Vm:

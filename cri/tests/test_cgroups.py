@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_the_sweep_takes_what_no_vm_owns(groups: Cgroups, root: Path) -> None:
     left = {path.name for path in (root / "memory/thaw-abc123").iterdir()}
     assert left == {"pool", "other", f"thaw-{known}"}
     assert (root / "memory/thaw-other1" / f"thaw-{stranger}").is_dir()
+
+
+def test_a_group_that_was_made_for_a_pod_is_found(groups: Cgroups, root: Path) -> None:
+    vm_id = ids.new_vm_id()
+    # A process that is in no such group, and one that has ended.
+    assert groups.made_for(vm_id, [os.getpid(), 2**30]) == ""
+    (root / "memory/thaw-abc123" / f"thaw-{vm_id}").mkdir()
+    assert groups.made_for(vm_id, []) == f"/thaw-abc123/thaw-{vm_id}"
 
 
 def test_the_instances_group_goes_with_the_last_pod(groups: Cgroups, root: Path) -> None:
