@@ -175,16 +175,20 @@ class Daemon:
             if known.vm is not None:
                 vm.shim_pid = known.vm.shim_pid
                 vm.shim_start_time = known.vm.shim_start_time
+        told = False
         if vm.shim is not None and not vm.shim.closed.is_set():
             try:
                 async with asyncio.timeout(5):
                     await vm.shim.shutdown()
+                told = True
             except (ThawError, TimeoutError) as error:
                 log.warning("the shim of VM %s did not end by itself: %s", vm.id, error)
             await vm.shim.close()
         vm.shim = None
         if vm.shim_pid:
-            await processes.ensure_dead(vm.shim_pid, vm.shim_start_time, grace=2.0)
+            # One that was not asked to end, being born or deaf, does not end by itself.
+            grace = 2.0 if told else 0.0
+            await processes.ensure_dead(vm.shim_pid, vm.shim_start_time, grace=grace)
 
     async def clean(self, vm: Vm) -> None:
         """Remove what a VM that is dead leaves: cgroup, namespace, scratch disk, folder.
