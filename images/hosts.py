@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import tomllib
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,6 +26,24 @@ _FIELDS: Final = frozenset(
     ("capabilities", "ca", "client", "skip_verify", "override_path", "header", "dial_timeout")
 )
 _ALL: Final[frozenset[str]] = frozenset(("pull", "resolve", "push"))
+
+
+_MAX_CONTEXTS: Final = 16
+_contexts: dict[Hashable, ssl.SSLContext] = {}
+
+
+def _system_authorities() -> list[Path]:
+    found = ssl.get_default_verify_paths()
+    return [Path(path) for path in (found.cafile, found.capath) if path is not None]
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    """What changes when the file, or what is in the folder, does."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), 0, 0, 0
+    return str(path), found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class BadHosts(InvalidArgument):
@@ -54,8 +73,20 @@ class Host:
     def tls(self) -> ssl.SSLContext:
         """What httpx takes as ``verify``, also for a plain host: it may redirect to another.
 
-        Blocking; raises `BadHosts` for files that cannot be used.
+        The same object until one of the files that it is made from changes: reading the system's
+        authorities takes longer than all else that a pull of an image that is here does. Blocking;
+        raises `BadHosts` for files that cannot be used.
         """
+        own = [*self.ca, *(file for pair in self.client for file in pair if file is not None)]
+        key = (self.skip_verify, self.ca, self.client, *map(_state, [*own, *_system_authorities()]))
+        if (context := _contexts.get(key)) is None:
+            context = self._make_tls()
+            if len(_contexts) >= _MAX_CONTEXTS:
+                _contexts.clear()
+            _contexts[key] = context
+        return context
+
+    def _make_tls(self) -> ssl.SSLContext:
         # The system's authorities, as containerd uses them, not those that come with httpx.
         context = ssl.create_default_context()
         try:

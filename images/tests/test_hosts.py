@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from images.hosts import BadHosts, find, is_local, parse
+from hostlib import process
+from images.hosts import BadHosts, Host, find, is_local, parse
 
 WHERE = Path("/etc/thaw/certs.d/example.com/hosts.toml")
 
@@ -126,6 +127,22 @@ def test_odd_values_are_taken_or_refused(table: dict[str, object]) -> None:
     text = "\n".join(['[host."https://x"]', *lines])
     with contextlib.suppress(BadHosts):
         assert parse(text, WHERE, "example.com")[0].base.startswith("https://x")
+
+
+async def test_tls_is_set_up_anew_only_when_its_files_change(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    await process.run(
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x",
+        "-keyout", str(tmp_path / "key.pem"), "-out", str(file),
+    )  # fmt: skip
+    host = Host("https://x/v2", "x", ca=(file,))
+    first = host.tls()
+    assert Host("https://y/v2", "y", ca=(file,)).tls() is first
+    assert Host("https://x/v2", "x").tls() is not first
+    assert Host("https://x/v2", "x", ca=(file,), skip_verify=True).tls() is not first
+    assert host.tls() is first
+    file.write_text(file.read_text() + "\n")
+    assert host.tls() is not first
 
 
 @given(st.text(max_size=200))
