@@ -208,6 +208,12 @@ class Daemon:
         temporary.write_text(points)
         temporary.replace(self.failpoints)
 
+    def merged(self, image: str) -> bool:
+        """Whether the image's layers are merged into one file."""
+        request = v1_pb2.ImageStatusRequest(image=v1_pb2.ImageSpec(image=image), verbose=True)
+        found = self.client.image("ImageStatus", request, v1_pb2.ImageStatusResponse)
+        return json.loads(found.info["info"])["merged"] is not None
+
     def records(self) -> dict[str, dict[str, Any]]:
         """The vm.json of every VM, by VM id."""
         found = {}

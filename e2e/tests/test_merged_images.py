@@ -63,19 +63,13 @@ def listing(count: int) -> str:
     return "\n".join([*expected(count), f"{count - 1}", f"f{count - 1}"])
 
 
-def merged(daemon: Daemon, image: str) -> bool:
-    request = v1_pb2.ImageStatusRequest(image=v1_pb2.ImageSpec(image=image), verbose=True)
-    found = daemon.client.image("ImageStatus", request, v1_pb2.ImageStatusResponse)
-    return json.loads(found.info["info"])["merged"] is not None
-
-
 def test_an_image_with_more_layers_than_slots_runs(
     daemon: Daemon, registry: Registry, built: dict[str, oci.Image]
 ) -> None:
     ref = registry.push(layered(built["demo/shell"], many(19)), "e2e/layers20")
     phases = [message.phase for message in daemon.client.pull(ref)]
     assert "merging" in phases
-    assert merged(daemon, ref)
+    assert daemon.merged(ref)
     pod = Pod.run(daemon)
     container = pod.start(ref, SLEEP)
     assert container.sh(LIST) == listing(19)
@@ -102,7 +96,7 @@ def test_an_image_runs_before_and_after_its_merge(
     daemon = make_daemon(settings=settings).start()
     for image in (SHELL, ref, other, strange):
         daemon.client.pull_image(image)
-        assert not merged(daemon, image)
+        assert not daemon.merged(image)
     pod = Pod.run(daemon)
     before = pod.start(ref, SLEEP, name="before")
     assert before.sh(LIST) == listing(5)
@@ -112,7 +106,7 @@ def test_an_image_runs_before_and_after_its_merge(
     # 7 slots are in use: with 8 there is no room for 4 more layers, but for what they merge into.
     beside = pod.start(strange, SLEEP, name="beside")
     assert beside.sh("ls /data") == "\n".join(f"x{n}" for n in range(4))
-    assert merged(daemon, strange) == (slots == 8)
+    assert daemon.merged(strange) == (slots == 8)
     daemon.client.remove_container(beside.id)
 
     daemon.terminate()
@@ -120,7 +114,7 @@ def test_an_image_runs_before_and_after_its_merge(
     daemon.config.write_text(config.replace('merge = "needed"', 'merge = "auto"'))
     daemon.start()
     for image in (ref, other, strange):
-        until(f"{image} is merged", partial(merged, daemon, image), 60)
+        until(f"{image} is merged", partial(daemon.merged, image), 60)
     assert before.sh(LIST) == listing(5)
     after = pod.start(ref, SLEEP, name="after")
     assert after.sh(LIST) == listing(5)
@@ -165,7 +159,7 @@ def test_a_daemon_killed_while_it_merges(
         found for found in leaks.processes(str(images)) if merging in found or "sqfstar" in found
     ])  # fmt: skip
     daemon.start()
-    until("the image is merged", partial(merged, daemon, ref), 60)
+    until("the image is merged", partial(daemon.merged, ref), 60)
     assert not list((images / "ingest").iterdir())
     pod = Pod.run(daemon)
     assert pod.start(ref, SLEEP).sh("ls /data | wc -l; wc -c < /data/x2") == "3\n20000000"

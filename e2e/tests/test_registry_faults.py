@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.faulty import Answer, FaultyRegistry, Request, times
+from e2e.harness.refs import NGINX, WEBAPP
+from e2e.harness.waiting import until
 from hostlib import errors
 from images.tests.build import Built, Entry, hard_link, image, sha, symlink, tar
 
@@ -29,7 +32,10 @@ def _faulty() -> Iterator[FaultyRegistry]:
 
 
 @pytest.fixture
-def faulty(_faulty: FaultyRegistry) -> Iterator[FaultyRegistry]:
+def faulty(_faulty: FaultyRegistry, daemon: Daemon) -> Iterator[FaultyRegistry]:
+    # What is merged in the background, of images that are here, is no pull's doing.
+    for ref in (NGINX, WEBAPP):
+        until(f"{ref} is merged", partial(daemon.merged, ref), 60)
     yield _faulty
     _faulty.reset()
 
