@@ -126,10 +126,3 @@ class Thaw:
 
     def _ready_pods(self) -> list[v1_pb2.PodSandbox]:
         return [pod for pod in self.client.pods() if pod.state == v1_pb2.SANDBOX_READY]
-
-    def traces(self) -> list[thaw_pb2.Trace]:
-        """The last starts of pods, newest first."""
-        answer = self.client.call(
-            "thaw.v1.Thaw/Trace", thaw_pb2.TraceRequest(), thaw_pb2.TraceResponse, 10
-        )
-        return list(answer.traces)

@@ -121,6 +121,7 @@ class Shim:
             self._server.listen(self._folder / records.SOCKET)
             self._say({"event": "ready"})
             self._tasks.start(self._end_when_idle(), "idle watch")
+            self._tasks.start(self._end_with_waiting_vm(self._pod), "waiting VM's watch")
             await stopping
             await self._pod.stop("the shim was told to end")
         except Exception as error:
@@ -219,6 +220,14 @@ class Shim:
             if unbound and idle is not None and loop.time() - idle > IDLE_LIMIT:
                 log.info("no daemon for %g s, and no pod: ending", IDLE_LIMIT)
                 self._stop.set()
+
+    async def _end_with_waiting_vm(self, pod: Pod) -> None:
+        """A VM that dies before it is a pod's is nobody's loss: the daemon sees the shim's end, and
+        gives the VM to no pod."""
+        await asyncio.wait([pod.vm.exited])
+        if pod.record is None:
+            log.warning("the VM ended while it waited: %s", pod.vm.exited.result().text)
+            self._stop.set()
 
     # -- requests --------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def one_layer(session: Session) -> None:
             calls = _life(session, node)
             if node.name == THAW:
                 seen.append(calls)
-    traces = {trace.pod_sandbox_id: trace for trace in session.thaw.traces()}
+    traces = {trace.pod_sandbox_id: trace for trace in session.thaw.client.traces()}
     known = sorted((c for c in seen if c.pod_id in traces), key=lambda calls: calls.total)
     if known:
         median = known[len(known) // 2]

@@ -90,18 +90,25 @@ def registry(workspace: Path, built: dict[str, oci.Image]) -> Iterator[Registry]
         yield running
 
 
-@pytest.fixture(scope="session")
-def _shared(workspace: Path, registry: Registry) -> Iterator[Daemon]:
-    running = Daemon(workspace / "shared", registry, subnet=subnet())
+@contextlib.contextmanager
+def _lasting(folder: Path, registry: Registry, *images: str) -> Iterator[Daemon]:
+    """A daemon for many tests, which has pulled these images; it must leave nothing."""
+    running = Daemon(folder, registry, subnet=subnet())
     try:
         running.start()
-        for image in (SHELL, NGINX, WEBAPP):
+        for image in images:
             running.client.pull_image(image)
         yield running
     finally:
         left = running.destroy()
         running.erase()
     assert not left, left
+
+
+@pytest.fixture(scope="session")
+def _shared(workspace: Path, registry: Registry) -> Iterator[Daemon]:
+    with _lasting(workspace / "shared", registry, SHELL, NGINX, WEBAPP) as running:
+        yield running
 
 
 @pytest.fixture
@@ -153,15 +160,8 @@ def make_daemon(
 
 @pytest.fixture(scope="session")
 def _durable(workspace: Path, registry: Registry) -> Iterator[Daemon]:
-    running = Daemon(workspace / "durable", registry, subnet=subnet())
-    try:
-        running.start()
-        running.client.pull_image(SHELL)
+    with _lasting(workspace / "durable", registry, SHELL) as running:
         yield running
-    finally:
-        left = running.destroy()
-        running.erase()
-    assert not left, left
 
 
 @pytest.fixture
