@@ -291,6 +291,13 @@ async def test_qemu_killed_is_reported_and_the_shim_serves_on(host: Host) -> Non
     await gone(vm.shim.pid)
 
 
+async def test_a_vm_that_dies_while_it_waits_takes_its_shim_along(host: Host) -> None:
+    vm = await host.spawn()
+    os.kill(await vm.ready(), signal.SIGKILL)
+    async with asyncio.timeout(10):
+        await vm.client.closed
+
+
 async def test_another_daemon_adopts_the_shim_and_takes_the_ram(host: Host) -> None:
     vm = await host.spawn()
     await vm.ready()
