@@ -7,15 +7,11 @@ reach it or anything of the pod has run.
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
 import dataclasses
 import logging
-import os
 import signal
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +19,9 @@ from hostlib import failpoint, linux
 from hostlib.errors import (
     AlreadyExists,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     NotFound,
     ThawError,
-    from_dict,
 )
 from hostlib.tasks import Tasks
 from shim import records
@@ -35,106 +29,15 @@ from shim.container import EXIT_KILLED, Container, SharedMount
 from shim.exec import Execs
 from shim.layers import Layer, Layers
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
+from vmm import restore
 from vmm.microvm import MicroVM
 
 log = logging.getLogger(__name__)
-
-STEPS: Final = (
-    "verify",
-    "vmgenid",
-    "reseed",
-    "clock",
-    "network",
-    "identity",
-    "generation",
-    "ready",
-)
-"""The steps of a restore, in order; each has the failpoint ``restore.<step>``."""
-
-IN_GUEST: Final = ("reseed", "clock", "network", "identity", "generation")
-"""Those that the agent carries out and confirms."""
-
-ENTROPY: Final = 64
-"""Bytes given to the guest: twice what its generator holds."""
-
-CLOCK_TOLERANCE_NS: Final = 200_000
-"""How far off a guest's clock is left."""
-
-CLOCK_READINGS: Final = 4
 
 MAX_CONTAINERS: Final = 512
 _KILL_WAIT: Final = 3.0
 
 Wire = dict[str, Any]
-
-
-@contextlib.contextmanager
-def _named(step: str) -> Iterator[None]:
-    """An error of the host's part of a step says which step it was; the guest names its own."""
-    try:
-        yield
-    except ThawError as error:
-        raise from_dict(
-            {**error.to_dict(), "message": f"restore step {step}: {error.message}"}
-        ) from error
-
-
-async def restore_guest(
-    vm: MicroVM, network: Wire | None = None, identity: Wire | None = None
-) -> dict[str, int]:
-    """Give the running guest fresh entropy, time and, where given, network and identity.
-
-    Returns nanoseconds for each step. Raises `Internal` when the agent does not confirm every step
-    in order, and what it answers.
-    """
-    params: Wire = {
-        "entropy": base64.b64encode(os.urandom(ENTROPY)).decode(),
-        "generation": str(uuid.uuid4()),
-        "realtime_ns": time.time_ns(),
-    }
-    skipped = set()
-    for name, value in (("network", network), ("identity", identity)):
-        if value is None:
-            skipped.add(name)
-        else:
-            params[name] = value
-    answer = await vm.agent.request("restore", params)
-    steps = answer.get("steps")
-    confirmed = [one for one in steps if isinstance(one, dict)] if isinstance(steps, list) else []
-    wanted = [step for step in IN_GUEST if step not in skipped]
-    for index, step in enumerate(wanted):
-        with _named(step):
-            await failpoint.hit(f"restore.{step}")
-        found = confirmed[index].get("step") if index < len(confirmed) else None
-        if found != step:
-            raise Internal(
-                f"the guest did not confirm the restore step {step}",
-                hint="the pod was not started; its VM was killed",
-            )
-    return {str(one["step"]): int(one.get("ns") or 0) for one in confirmed[: len(wanted)]}
-
-
-async def trim_clock(vm: MicroVM) -> None:
-    """The handshake that ends a restore; it also shows what the restore's way cost the clock.
-
-    The guest reads its clock halfway between question and answer, give or take half of the time
-    between them: so the fastest of a few answers counts. Raises `Internal` when the guest does not
-    say its time.
-    """
-    fastest, behind = float("inf"), 0
-    for _ in range(CLOCK_READINGS):
-        before = time.time_ns()
-        answer = await vm.agent.request("ping")
-        after = time.time_ns()
-        told = answer.get("realtime_ns")
-        if not isinstance(told, int):
-            raise Internal("the guest does not say its time", hint="its VM was killed")
-        if after - before < fastest:
-            fastest, behind = after - before, (before + after) // 2 - told
-        if fastest < 2 * CLOCK_TOLERANCE_NS:
-            break
-    if abs(behind) > CLOCK_TOLERANCE_NS:
-        await vm.agent.request("clock.adjust", {"delta_ns": behind})
 
 
 class Pod:
@@ -279,7 +182,7 @@ class Pod:
         self.record = record
         timings = await self._restore(network, identity)
         self._save_vm(state="running")
-        return list(STEPS), timings
+        return list(restore.STEPS), timings
 
     async def _restore(self, network: Wire, identity: Wire) -> dict[str, int]:
         begun = time.monotonic_ns()
@@ -291,22 +194,22 @@ class Pod:
             timings[step] = now - begun
             begun = now
 
-        with _named("verify"):
+        with restore.naming("verify"):
             await failpoint.hit("restore.verify")
             if self.vm.exited.done() or not linux.is_sealed(self._ram):
                 raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
         lap("verify")
         # QEMU draws the generation id as it starts, and this VM was bound to no pod before.
-        with _named("vmgenid"):
+        with restore.naming("vmgenid"):
             await failpoint.hit("restore.vmgenid")
         lap("vmgenid")
         await self.vm.resume()
         lap("resume")
-        timings |= await restore_guest(self.vm, network, identity)
+        timings |= await restore.restore_guest(self.vm, network, identity)
         lap("guest")
-        with _named("ready"):
+        with restore.naming("ready"):
             await failpoint.hit("restore.ready")
-            await trim_clock(self.vm)
+            await restore.trim_clock(self.vm)
         lap("ready")
         return timings
 

@@ -22,15 +22,15 @@ from typing import Any, Final
 from hostlib import cgroup, failpoint, linux
 from hostlib import log as logs
 from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError
-from hostlib.tasks import Tasks, in_thread
+from hostlib.tasks import Tasks
 from shim import protocol, records, sandbox
 from shim.container import SharedMount
 from shim.layers import Layer
-from shim.pod import Pod, restore_guest
+from shim.pod import Pod
 from shim.protocol import Message, Wire
 from shim.records import ContainerRecord, PodRecord, ShimConfig, VMRecord
 from shim.server import Answer, Server
-from vmm import accel, bake, snapshot, tap
+from vmm import accel, bake, restore, snapshot, tap
 from vmm.microvm import MicroVM
 
 log = logging.getLogger(__name__)
@@ -40,25 +40,6 @@ IDLE_LIMIT: Final = 60.0
 
 LOG_BYTES: Final = 1024 * 1024
 _THREADS: Final = 2
-
-REHEARSED_NETWORK: Final[Wire] = {
-    "mac": "52:54:00:00:00:01",
-    "mtu": 1500,
-    "addresses": ["192.0.2.2/24"],
-    "routes": [{"dst": "0.0.0.0/0", "gateway": "192.0.2.1"}],
-    "neighbours": [{"ip": "192.0.2.1", "mac": "52:54:00:00:00:02"}],
-}
-REHEARSED_IDENTITY: Final[Wire] = {
-    "hostname": "pooled",
-    "hosts": "127.0.0.1 localhost\n",
-    "resolv_conf": "",
-    "machine_id": "0" * 32,
-    "boot_id": "00000000-0000-0000-0000-000000000000",
-}
-"""What a VM is bound to before its pod is known, so that the guest's code for it is translated.
-
-The tap leads nowhere yet, the addresses are RFC 5737's, and the pod's own replace all of it.
-"""
 
 
 class Shim:
@@ -164,10 +145,12 @@ class Shim:
         await failpoint.hit("birth.tap")
         tap_fd = tap.open_tap(config.tap_name)
         try:
-            base = await snapshot.load(Path(config.snapshot))
+            # Without a thread, which would be the shim's only one and cost half a MiB for its
+            # whole life: no pod depends on it before its VM stands.
+            base = snapshot.read(Path(config.snapshot))
             await failpoint.hit("birth.scratch")
             scratch = Path(self._record.scratch)
-            await in_thread(sandbox.make_scratch, base.scratch, scratch)
+            sandbox.make_scratch(base.scratch, scratch)
             await failpoint.hit("birth.restore")
             vm = await MicroVM.restore(
                 base,
@@ -201,14 +184,9 @@ class Shim:
         await vm.resume()
         await vm.connect()
         if self._config.rehearse:
-            # Twice: only the second has former addresses to take away, as a pod's has.
-            for _ in range(2):
-                await restore_guest(vm, REHEARSED_NETWORK, REHEARSED_IDENTITY)
-            await vm.agent.request("clock.adjust", {"delta_ns": 1})
-        else:
-            await restore_guest(vm)
-        if self._config.rehearse:
             await vm.rehearse(Path(self._config.rehearsal))
+        else:
+            await restore.restore_guest(vm)
         await vm.pause()
 
     async def _end_when_idle(self) -> None:

@@ -1,4 +1,8 @@
-"""The rehearsal: a whole container life on a small built-in layer, through the agent."""
+"""The rehearsal: a pod's and a container's whole life, on a small built-in layer, through the agent.
+
+It runs twice. At the bake it leaves what the guest's kernel makes but once (caches, the devices'
+filter, first pages) in the snapshot; in a VM that waits it has the code of a start translated.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hostlib import failpoint
 from hostlib.devices import default_rules
 from hostlib.errors import Internal
+from vmm import restore
 
 if TYPE_CHECKING:
     from vmm.microvm import MicroVM
@@ -17,6 +22,25 @@ if TYPE_CHECKING:
 SLOT: Final = 0
 LAYER: Final = "rehearsal"
 _TIMEOUT: Final = 30.0
+
+NETWORK: Final[restore.Wire] = {
+    "mac": "52:54:00:00:00:01",
+    "mtu": 1500,
+    "addresses": ["192.0.2.2/24"],
+    "routes": [{"dst": "0.0.0.0/0", "gateway": "192.0.2.1"}],
+    "neighbours": [{"ip": "192.0.2.1", "mac": "52:54:00:00:00:02"}],
+}
+IDENTITY: Final[restore.Wire] = {
+    "hostname": "pooled",
+    "hosts": "127.0.0.1 localhost\n",
+    "resolv_conf": "",
+    "machine_id": "0" * 32,
+    "boot_id": "00000000-0000-0000-0000-000000000000",
+}
+"""What a VM is bound to before its pod is known.
+
+The tap leads nowhere yet, the addresses are RFC 5737's, and the pod's own replace all of it.
+"""
 
 
 def process(*args: str) -> dict[str, Any]:
@@ -66,7 +90,7 @@ def spec(*args: str) -> dict[str, Any]:
 
 
 async def run(vm: MicroVM, rehearsal: Path) -> None:
-    """Fill a slot, mount, create, start, exec, end, delete, unmount, empty the slot.
+    """Bind the VM to nobody; fill a slot, mount, create, start, exec, end, delete, unmount, empty the slot.
 
     Raises what the agent answers, or `Internal` when the rehearsed exec fails.
     """
@@ -74,6 +98,8 @@ async def run(vm: MicroVM, rehearsal: Path) -> None:
     agent = vm.agent
     container = secrets.token_hex(32)
     async with asyncio.timeout(_TIMEOUT):
+        await restore.restore_guest(vm, NETWORK, IDENTITY)
+        await agent.request("clock.adjust", {"delta_ns": 1})
         await vm.attach(SLOT, rehearsal)
         await agent.request("layer.mount", {"slot": SLOT, "layer": LAYER})
         output, errors = agent.open_stream(), agent.open_stream()

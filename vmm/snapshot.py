@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -228,20 +229,25 @@ def _load(folder: Path, whole: bool) -> Snapshot:
     return snapshot
 
 
-async def load(folder: Path, expected: Inputs | None = None, *, whole: bool = False) -> Snapshot:
-    """Read and check a snapshot: record, sizes, and the devices' digest.
+def read(folder: Path, expected: Inputs | None = None, *, whole: bool = False) -> Snapshot:
+    """Read and check a snapshot: record, sizes, and the devices' digest. Blocking.
 
     The digests of RAM and scratch disk are checked only if the `whole` is asked for; `vmm.ram.load`
     checks the RAM's again. Raises `DataLoss` when it is damaged, `FailedPrecondition` when there is
     none or it was baked from other inputs.
     """
-    snapshot = await in_thread(_load, folder, whole)
+    snapshot = _load(folder, whole)
     if expected is not None and (changed := snapshot.inputs.differences(expected)):
         raise FailedPrecondition(
             f"snapshot {snapshot.key[:12]} was baked with another {', '.join(changed)}",
             hint="bake it again: thaw bake",
         )
     return snapshot
+
+
+async def load(folder: Path, expected: Inputs | None = None, *, whole: bool = False) -> Snapshot:
+    """`read` in a thread."""
+    return await in_thread(partial(read, folder, expected, whole=whole))
 
 
 def staging(snapshots: Path, key: str) -> Path:

@@ -51,7 +51,7 @@ impl Storage {
         let path = format!("{LAYERS}/{layer}");
         fs::create_dir_all(&path).doing(|| format!("create {path}"))?;
         let flags = MountFlags::RDONLY | MountFlags::NODEV;
-        if let Err(error) = mount(device.as_str(), path.as_str(), "squashfs", flags, None) {
+        if let Err(error) = mount(device, path.as_str(), "squashfs", flags, None) {
             let _ = fs::remove_dir(&path);
             return Err(error).doing(|| format!("slot {slot}: mount {device} as layer {layer}"));
         }
@@ -80,7 +80,7 @@ impl Storage {
         scsi::rescan(slot)?;
         let device = scsi::device(slot)?;
         let flags = MountFlags::NODEV | MountFlags::NOATIME;
-        mount(device.as_str(), SCRATCH, "ext4", flags, Some(SCRATCH_OPTIONS))
+        mount(device, SCRATCH, "ext4", flags, Some(SCRATCH_OPTIONS))
             .doing(|| format!("slot {slot}: mount {device} as scratch"))?;
         self.scratch = Some(slot);
         Ok(())

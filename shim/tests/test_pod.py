@@ -22,10 +22,11 @@ from hostlib.errors import (
 )
 from shim import records, streams
 from shim.layers import Layer
-from shim.pod import STEPS, Pod
+from shim.pod import Pod
 from shim.records import ContainerMetadata, ContainerRecord, PodMetadata, PodRecord, VMRecord
 from shim.tests.fakes import FakeVM
 from vmm.microvm import MicroVM
+from vmm.restore import STEPS
 
 POD = "a" * 64
 ID = "b" * 64

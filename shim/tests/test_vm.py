@@ -18,7 +18,6 @@ from hostlib import failpoint, ids, linux
 from hostlib.errors import DeadlineExceeded, Internal, NotFound, ThawError, Unavailable
 from shim import records
 from shim.client import ShimClient, SpawnedShim, ZygoteClient
-from shim.pod import STEPS
 from shim.records import (
     ContainerMetadata,
     ContainerRecord,
@@ -27,6 +26,7 @@ from shim.records import (
     ShimConfig,
 )
 from vmm.rehearse import process, spec
+from vmm.restore import STEPS
 
 GUEST = Path(__file__).parents[2] / ".build" / "guest"
 QEMU = "/usr/bin/qemu-system-x86_64"

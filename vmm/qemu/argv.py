@@ -152,7 +152,10 @@ def _hardware(
         *("-m", f"{shape.memory_mib}M"),
         *("-device", "vmgenid,guid=auto,id=generation"),
         *_agent(channel, host),
-        *("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={BAKED_MAC},romfile="),
+        *(
+            "-device",
+            f"virtio-net-pci,id=nic0,netdev=net0,guest_announce=off,mac={BAKED_MAC},romfile=",
+        ),
         *("-device", f"virtio-9p-pci,id=p9,fsdev=share,mount_tag={SHARE_TAG}"),
         *("-device", "virtio-scsi-pci,id=scsi0"),
     ]

@@ -41,7 +41,9 @@ pub fn discard_upper(id: &str) -> std::io::Result<Option<PathBuf>> {
 fn overlay(id: &str, layers: &[String]) -> Outcome<OwnedFd> {
     rustix::process::chdir(LAYERS).doing(|| format!("chdir {LAYERS}"))?;
     let lower: Vec<&str> = layers.iter().rev().map(String::as_str).collect();
-    let data = format!("lowerdir={},upperdir=../scratch/{id}/upper,workdir=../scratch/{id}/work", lower.join(":"));
+    // volatile: the scratch disk is the VM's, and gone with it, so nobody waits until its writes are on it.
+    let data =
+        format!("volatile,lowerdir={},upperdir=../scratch/{id}/upper,workdir=../scratch/{id}/work", lower.join(":"));
     if data.len() > 4095 {
         return Err(Fault::invalid("layers: their names are longer than a page"));
     }

@@ -28,9 +28,6 @@ mod number {
     pub const UNAME: usize = 63;
     pub const PRLIMIT: usize = 302;
     pub const SET_TID_ADDRESS: usize = 218;
-    pub const OPENAT: usize = 257;
-    pub const CLOSE: usize = 3;
-    pub const READ: usize = 0;
     pub const GETRANDOM: usize = 318;
     pub const EXIT_GROUP: usize = 231;
 }
@@ -47,9 +44,6 @@ mod number {
     pub const UNAME: usize = 160;
     pub const PRLIMIT: usize = 261;
     pub const SET_TID_ADDRESS: usize = 96;
-    pub const OPENAT: usize = 56;
-    pub const CLOSE: usize = 57;
-    pub const READ: usize = 63;
     pub const GETRANDOM: usize = 278;
     pub const EXIT_GROUP: usize = 94;
 }
@@ -114,12 +108,6 @@ fn start_as_programs_do() {
         call(number::GETRANDOM, [mapped, 16, 0, 0, 0, 0]);
         call(number::MPROTECT, [mapped + PAGE, PAGE, 1, 0, 0, 0]);
         call(number::MUNMAP, [mapped, 4 * PAGE, 0, 0, 0, 0]);
-    }
-    let here = c"/proc/self/status";
-    let file = call(number::OPENAT, [-100_isize as usize, here.as_ptr() as usize, 0, 0, 0, 0]);
-    if file >= 0 {
-        call(number::READ, [file.unsigned_abs(), room, size_of_val(&buffer), 0, 0, 0]);
-        call(number::CLOSE, [file.unsigned_abs(), 0, 0, 0, 0, 0]);
     }
 }
 
