@@ -38,7 +38,7 @@ PROMISES: Final = (
     Promise("cold boot / restore, to the agent's answer", "restore_speedup", ">=", 30.0),
     Promise("pod up: from the pool / restored on the spot", "up1", "<=", 1 / 3, by="drained"),
     Promise("ExecSync true, ms", "exec", "<=", 15.0),
-    Promise("idle pod, besides translated code, MiB", "idle_memory_code", "<=", 60.0),
+    Promise("idle pod, translated code included, MiB", "idle_memory", "<=", 60.0),
 )
 
 

@@ -1,4 +1,4 @@
-"""The rehearsal: a pod's and a container's whole life, on a small built-in layer, through the agent.
+"""The rehearsal: the whole life of a pod and a container, on a small built-in layer.
 
 It runs twice. At the bake it leaves what the guest's kernel makes but once (caches, the devices'
 filter, first pages) in the snapshot; in a VM that waits it has the code of a start translated.
@@ -90,7 +90,7 @@ def spec(*args: str) -> dict[str, Any]:
 
 
 async def run(vm: MicroVM, rehearsal: Path) -> None:
-    """Bind the VM to nobody; fill a slot, mount, create, start, exec, end, delete, unmount, empty the slot.
+    """Bind the VM to nobody; fill a slot, mount, create, start, exec, end, delete, unmount, empty.
 
     Raises what the agent answers, or `Internal` when the rehearsed exec fails.
     """

@@ -134,7 +134,7 @@ class Qmp:
                         self._take(json.loads(line))
                 if len(pending) > MAX_MESSAGE:
                     raise ValueError("a message without an end")
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             # Whatever ended the connection is reported by the process's exit.
             pass
         finally:
@@ -153,7 +153,8 @@ class Qmp:
                         queue.get_nowait()
                     queue.put_nowait(message)
         else:
-            answer = self._answers.get(message.get("id", 0))
+            number = message.get("id")
+            answer = self._answers.get(number) if isinstance(number, int) else None
             if answer is not None and not answer.done():
                 answer.set_result(message)
 
