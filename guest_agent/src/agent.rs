@@ -8,6 +8,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::{Value, json};
 
+use crate::connect::Attempt;
 use crate::container::cgroup::Cgroup;
 use crate::container::device_filter::Filters;
 use crate::container::spec::Process;
@@ -20,7 +21,7 @@ use crate::session::{self, MAX_REQUESTS, Session};
 use crate::source::Source;
 use crate::storage::Storage;
 use crate::streams::Streams;
-use crate::{rpc, sys};
+use crate::{connect, rpc, sys};
 
 /// The protocol's version.
 const PROTOCOL: u32 = 1;
@@ -100,7 +101,7 @@ pub struct Agent {
     pub containers: BTreeMap<String, Container>,
     pub execs: BTreeMap<String, Exec>,
     pub children: HashMap<u32, ChildState>,
-    pub probes: HashMap<u32, (OwnedFd, Reply)>,
+    pub attempts: HashMap<u32, Attempt>,
     pub next_exec: u64,
     pub filters: Filters,
     pub hooks: Option<hooks::Run>,
@@ -127,7 +128,7 @@ impl Agent {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             children: HashMap::new(),
-            probes: HashMap::new(),
+            attempts: HashMap::new(),
             next_exec: 1,
             filters: Filters::default(),
             hooks: None,
@@ -195,7 +196,7 @@ impl Agent {
             }
             Source::Orphan(id) => self.streams.drain_orphan(&self.poll, id, &mut self.scratch),
             Source::Status(pid) => self.on_status(pid),
-            Source::Probe(request) => rpc::probe_ended(self, request),
+            Source::Attempt(request) => connect::ended(self, request),
             Source::HooksTimer => hooks::out_of_time(self),
         }
     }
@@ -244,6 +245,7 @@ impl Agent {
 
     fn end_session(&mut self) {
         self.session = Session::default();
+        self.attempts.clear();
         self.streams.abandon(&self.poll);
         if let Some(port) = &mut self.port {
             port.drop_queued();

@@ -5,6 +5,7 @@
 mod agent;
 mod announce;
 mod boot;
+mod connect;
 mod container;
 mod fault;
 mod frame;
@@ -31,8 +32,13 @@ mod sys;
 
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit};
+
 use crate::agent::Agent;
+use crate::container::exec;
 use crate::fault::{Doing, Fault, Outcome};
+
+const OWN_DESCRIPTORS: u64 = 65_536;
 
 fn forever() -> ! {
     loop {
@@ -54,6 +60,9 @@ fn init() -> Outcome<()> {
     // Children inherit it until their exec: a container's root may neither trace them nor read the agent's memory.
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).doing(|| "forbid tracing".to_owned())?;
     boot::boot()?;
+    // Each stream takes one, each forwarded connection two.
+    let limit = Rlimit { current: Some(OWN_DESCRIPTORS), maximum: Some(exec::DESCRIPTORS.1) };
+    rustix::process::setrlimit(Resource::Nofile, limit).doing(|| "set the limit of descriptors".to_owned())?;
     let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
     let mut agent = Agent::new(signals)?;
     if let Err(fault) = network::boot() {

@@ -130,6 +130,21 @@ pub struct Probe {
     pub port: u16,
 }
 
+/// The streams of a connection, by what they are to the guest.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SocketStreams {
+    pub input: u32,
+    pub output: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConnect {
+    pub port: u16,
+    pub streams: SocketStreams,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Update {
@@ -166,6 +181,7 @@ pub enum Request {
     ProcessKill(ExecKill),
     ProcessResize(Resize),
     NetworkProbe(Probe),
+    PortConnect(PortConnect),
     State,
     Sync,
     PowerOff,
@@ -204,6 +220,7 @@ pub fn parse(message: &[u8]) -> Outcome<Request> {
         "process.kill" => Request::ProcessKill(read(method, params)?),
         "process.resize" => Request::ProcessResize(read(method, params)?),
         "network.probe" => Request::NetworkProbe(read(method, params)?),
+        "port.connect" => Request::PortConnect(read(method, params)?),
         "state" => Request::State,
         "sync" => Request::Sync,
         "poweroff" => Request::PowerOff,

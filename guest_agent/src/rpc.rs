@@ -1,14 +1,12 @@
 //! The requests carried out, by the modules that know how.
 
-use rustix::event::epoll::EventFlags;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Container, Reply, State};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
-use crate::request::{self, ExecKill, Probe, Request, Resize};
-use crate::source::Source;
-use crate::{restore, sandbox, state, sys};
+use crate::request::{self, ExecKill, Request, Resize};
+use crate::{connect, restore, sandbox, state, sys};
 
 pub use crate::sandbox::{child_ended, hear_child};
 
@@ -58,7 +56,8 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::ProcessExec(wanted) => sandbox::exec(agent, reply, &wanted).map(|()| None),
         Request::ProcessKill(wanted) => done(kill_exec(agent, &wanted)),
         Request::ProcessResize(wanted) => done(resize(agent, &wanted)),
-        Request::NetworkProbe(wanted) => probe(agent, reply, &wanted).map(|()| None),
+        Request::NetworkProbe(wanted) => connect::probe(agent, reply, &wanted).map(|()| None),
+        Request::PortConnect(wanted) => connect::to_port(agent, reply, &wanted).map(|()| None),
         Request::State => Ok(Some(state::describe())),
         Request::Sync => {
             rustix::fs::sync();
@@ -109,32 +108,4 @@ fn resize(agent: &mut Agent, wanted: &Resize) -> Outcome<()> {
     };
     let terminal = terminal.ok_or_else(|| Fault::new(Code::FailedPrecondition, "the process has no terminal"))?;
     crate::container::tty::resize(terminal, wanted.width, wanted.height)
-}
-
-fn probe(agent: &mut Agent, reply: Reply, wanted: &Probe) -> Outcome<()> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-    let address = std::net::SocketAddr::new(wanted.address, wanted.port);
-    let family = if wanted.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::STREAM, flags, None).doing(|| "open a socket".to_owned())?;
-    match connect(&socket, &address) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-        Err(error) => return Err(unreachable(&address.to_string(), &error.into())),
-    }
-    agent.watch(&socket, Source::Probe(reply.request), EventFlags::OUT | EventFlags::ONESHOT)?;
-    agent.probes.insert(reply.request, (socket, reply));
-    Ok(())
-}
-
-fn unreachable(what: &str, error: &std::io::Error) -> Fault {
-    Fault::new(Code::Unavailable, format!("connect to {what}: {}", crate::fault::words(error)))
-}
-
-pub fn probe_ended(agent: &mut Agent, request: u32) {
-    let Some((socket, reply)) = agent.probes.remove(&request) else { return };
-    let outcome = match rustix::net::sockopt::socket_error(&socket) {
-        Ok(Ok(())) => Ok(json!({})),
-        Ok(Err(error)) | Err(error) => Err(unreachable("the address", &error.into())),
-    };
-    agent.answer(reply, outcome);
 }

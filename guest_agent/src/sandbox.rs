@@ -17,6 +17,7 @@ use crate::request::{Create, ExecParams, StreamIds};
 use crate::rpc::Given;
 use crate::source::Source;
 use crate::status::{self, Heard, Report};
+use crate::streams::End;
 use crate::{hooks, sys};
 
 /// The agent's ends of a process's pipes, by stream.
@@ -84,13 +85,13 @@ fn check_streams(agent: &Agent, ids: StreamIds, terminal: bool) -> Outcome<()> {
     Ok(())
 }
 
-fn attach(agent: &mut Agent, ids: StreamIds, ends: Ends, terminal: bool) {
+fn attach(agent: &mut Agent, ids: StreamIds, ends: Ends, kind: End) {
     if let Some(fd) = ends.stdin {
-        agent.streams.add_input(&agent.poll, ids.stdin, fd, terminal);
+        agent.streams.add_input(&agent.poll, ids.stdin, fd, kind);
     }
     for (id, end) in [(ids.stdout, ends.stdout), (ids.stderr, ends.stderr)] {
         if let Some(fd) = end {
-            agent.streams.add_output(&agent.poll, id, fd);
+            agent.streams.add_output(&agent.poll, id, fd, kind);
         }
     }
 }
@@ -131,7 +132,7 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
         }
     };
     agent.watch(&child.status, Source::Status(child.pid), EventFlags::IN)?;
-    attach(agent, wanted.streams, ends, false);
+    attach(agent, wanted.streams, ends, End::Pipe);
     agent.children.insert(
         child.pid,
         ChildState {
@@ -263,7 +264,7 @@ pub fn exec(agent: &mut Agent, reply: Reply, wanted: &ExecParams) -> Outcome<()>
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let child = launch_exec(&wanted.process, container.pid, &container.cgroup, &child_ends, wanted.terminal)?;
     agent.watch(&child.status, Source::Status(child.pid), EventFlags::IN)?;
-    attach(agent, wanted.streams, ends, false);
+    attach(agent, wanted.streams, ends, End::Pipe);
     let id = agent.next_exec.to_string();
     agent.next_exec += 1;
     agent.execs.insert(id.clone(), Exec { pid: child.pid, terminal: None });
@@ -302,7 +303,7 @@ fn attach_terminal(agent: &mut Agent, pid: u32, master: OwnedFd) {
             }
             Who::Hooks | Who::Cleaner => {}
         }
-        attach(agent, ids, ends, true);
+        attach(agent, ids, ends, End::Terminal);
     }
 }
 

@@ -13,8 +13,8 @@ pub enum Source {
     Orphan(u32),
     /// The status socket of the child with this pid.
     Status(u32),
-    /// A connection attempt of `network.probe`, by request.
-    Probe(u32),
+    /// A connection attempt, by request.
+    Attempt(u32),
     /// The time that hooks are given is over.
     HooksTimer,
 }
@@ -29,7 +29,7 @@ impl Source {
             Self::Input(id) => (4, id),
             Self::Orphan(id) => (5, id),
             Self::Status(pid) => (6, pid),
-            Self::Probe(request) => (7, request),
+            Self::Attempt(request) => (7, request),
             Self::HooksTimer => (8, 0),
         };
         kind << 32 | u64::from(number)
@@ -44,7 +44,7 @@ impl Source {
             4 => Self::Input(number),
             5 => Self::Orphan(number),
             6 => Self::Status(number),
-            7 => Self::Probe(number),
+            7 => Self::Attempt(number),
             8 => Self::HooksTimer,
             _ => Self::Channel,
         }

@@ -3,7 +3,7 @@
 //! A stream has one direction. Output is read only when credit is left and the channel's queue has room; input is
 //! written as the pipe takes it, and credit given back for what was written.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -19,8 +19,18 @@ const MAX_CREDIT: u32 = i32::MAX as u32;
 /// Credit is given back in steps of this size, or when the buffer is empty.
 const CREDIT_STEP: u32 = 32 * 1024;
 
+/// What is at the guest's end of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Pipe,
+    /// Has no end of file: it is told by the character that means it (VEOF, Ctrl-D).
+    Terminal,
+    Socket,
+}
+
 struct Output {
     fd: OwnedFd,
+    end: End,
     credit: u32,
     watched: bool,
 }
@@ -35,13 +45,14 @@ struct Input {
     ended: bool,
     /// The pipe is full: its next room is watched for.
     blocked: bool,
-    /// A terminal has no end of file: it is told by the character that means it (VEOF, Ctrl-D).
-    terminal: bool,
+    end: End,
 }
 
 #[derive(Default)]
 pub struct Streams {
     outputs: HashMap<u32, Output>,
+    /// Outputs that wait for credit or room in the channel, and are not watched meanwhile.
+    waiting: BTreeSet<u32>,
     inputs: HashMap<u32, Input>,
     /// Outputs of ended sessions: read and dropped, so that their writers neither block nor die of SIGPIPE.
     orphans: HashMap<u32, OwnedFd>,
@@ -62,17 +73,17 @@ impl Streams {
         self.outputs.contains_key(&id) || self.inputs.contains_key(&id)
     }
 
-    pub fn add_output(&mut self, poll: &OwnedFd, id: u32, fd: OwnedFd) {
+    pub fn add_output(&mut self, poll: &OwnedFd, id: u32, fd: OwnedFd, end: End) {
         watch(poll, &fd, Source::Output(id), EventFlags::IN);
-        self.outputs.insert(id, Output { fd, credit: INITIAL_CREDIT, watched: true });
+        self.outputs.insert(id, Output { fd, end, credit: INITIAL_CREDIT, watched: true });
     }
 
-    pub fn add_input(&mut self, poll: &OwnedFd, id: u32, fd: OwnedFd, terminal: bool) {
+    pub fn add_input(&mut self, poll: &OwnedFd, id: u32, fd: OwnedFd, end: End) {
         let allowance = INITIAL_CREDIT;
         let buffer = VecDeque::new();
         // No events: errors are reported all the same, and tell that the reader is gone.
         watch(poll, &fd, Source::Input(id), EventFlags::empty());
-        self.inputs.insert(id, Input { fd, buffer, allowance, owed: 0, ended: false, blocked: false, terminal });
+        self.inputs.insert(id, Input { fd, buffer, allowance, owed: 0, ended: false, blocked: false, end });
     }
 
     /// The session ended: outputs are drained from now on, inputs end.
@@ -81,9 +92,14 @@ impl Streams {
         for id in inputs {
             self.reset(poll, id);
         }
+        self.waiting.clear();
         for (_, output) in self.outputs.drain() {
             if output.watched {
                 let _ = epoll::delete(poll, &output.fd);
+            }
+            // A connection is the host's own: without it there is nobody to keep it for.
+            if output.end == End::Socket {
+                continue;
             }
             self.next_orphan = self.next_orphan.wrapping_add(1);
             watch(poll, &output.fd, Source::Orphan(self.next_orphan), EventFlags::IN);
@@ -111,6 +127,7 @@ impl Streams {
                 // Not a change of its events: a hang-up is reported whatever was asked for, and would spin.
                 let _ = epoll::delete(poll, &output.fd);
                 output.watched = false;
+                self.waiting.insert(id);
             }
             return;
         }
@@ -121,6 +138,11 @@ impl Streams {
                 port.send(encode(nonce, Kind::Data, 0, id, &scratch[..count]));
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
+            // The peer broke the connection off.
+            Err(_) if output.end == End::Socket => {
+                port.send(encode(nonce, Kind::Reset, 0, id, &[]));
+                self.reset(poll, id);
+            }
             // 0 from a pipe, EIO from a terminal: the last writer has closed it.
             _ => {
                 port.send(encode(nonce, Kind::Data, FIN, id, &[]));
@@ -131,15 +153,19 @@ impl Streams {
 
     /// Watches again the outputs that waited for credit or room.
     pub fn resume(&mut self, poll: &OwnedFd, port: &Port) {
-        if !port.has_room() {
+        if self.waiting.is_empty() || !port.has_room() {
             return;
         }
-        for (id, output) in &mut self.outputs {
-            if !output.watched && output.credit > 0 {
+        let outputs = &mut self.outputs;
+        self.waiting.retain(|id| match outputs.get_mut(id) {
+            Some(output) if output.credit == 0 => true,
+            Some(output) => {
                 watch(poll, &output.fd, Source::Output(*id), EventFlags::IN);
                 output.watched = true;
+                false
             }
-        }
+            None => false,
+        });
     }
 
     pub fn credit(&mut self, id: u32, more: u32) {
@@ -174,7 +200,7 @@ impl Streams {
         input.allowance -= length;
         input.buffer.extend(payload);
         input.ended = fin;
-        if fin && input.terminal {
+        if fin && input.end == End::Terminal {
             input.buffer.push_back(4);
         }
         true
@@ -215,6 +241,10 @@ impl Streams {
         let empty = input.buffer.is_empty();
         if input.ended {
             if empty {
+                if input.end == End::Socket {
+                    // The other direction has a descriptor of its own, which keeps the connection open.
+                    let _ = rustix::net::shutdown(&input.fd, rustix::net::Shutdown::Write);
+                }
                 self.reset(poll, id);
             }
             return;

@@ -36,7 +36,14 @@ const RESOURCES: [(&str, Resource); 16] = [
     ("RLIMIT_STACK", Resource::Stack),
 ];
 
+/// Soft and hard limit of a process's descriptors where it asks for none: systemd's, and so containerd's.
+pub const DESCRIPTORS: (u64, u64) = (1024, 524_288);
+
 fn set_limits(process: &Process) -> Outcome<()> {
+    // The agent's own is higher.
+    let (soft, hard) = DESCRIPTORS;
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: Some(hard) })
+        .doing(|| "set RLIMIT_NOFILE".to_owned())?;
     for limit in &process.rlimits {
         let resource = RESOURCES.iter().find(|(name, _)| *name == limit.kind).map(|(_, resource)| *resource);
         let resource =
