@@ -98,11 +98,78 @@ class RemoteShim:
             raise Internal("the shim's answer is torn")
         return ExecResult(int(reply.result["exit_code"]), reply.body[:split], reply.body[split:])
 
+    async def exec_open(
+        self,
+        container_id: str,
+        process: Wire,
+        *,
+        terminal: bool = False,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> str:
+        """Start a process with ends of unix socket pairs as its streams; its name.
+
+        The shim has duplicates of the descriptors afterwards, the caller closes its own. Raises
+        what ExecSync does.
+        """
+        streams, fds = _streams(stdin, stdout, stderr)
+        params = {
+            "container": container_id,
+            "process": process,
+            "terminal": terminal,
+            "streams": streams,
+        }
+        return str((await self._call("exec.open", params, fds=fds)).result["exec"])
+
+    async def exec_wait(self, name: str) -> int:
+        """The exit code, when the process and its output have ended.
+
+        Raises `FailedPrecondition` when the VM ends first, `Unavailable` when the shim does.
+        """
+        reply = await self._client.call("exec.wait", {"exec": name})
+        return int(reply.result["exit_code"])
+
+    async def exec_resize(self, name: str, width: int, height: int) -> None:
+        await self._call("exec.resize", {"exec": name, "width": width, "height": height})
+
+    async def attach_open(
+        self,
+        container_id: str,
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        """Follow a running container's output, and write to its input; descriptors as in
+        `exec_open`. Raises `FailedPrecondition` unless it runs, `ResourceExhausted`."""
+        streams, fds = _streams(stdin, stdout, stderr)
+        await self._call("attach.open", {"container": container_id, "streams": streams}, fds=fds)
+
+    async def container_resize(self, container_id: str, width: int, height: int) -> None:
+        params = {"container": container_id, "width": width, "height": height}
+        await self._call("container.resize", params)
+
+    async def forward_open(self, port: int, sock: int) -> None:
+        """Connect `sock` to a port of the pod's own localhost, by IPv4, else IPv6.
+
+        Raises `Unavailable` when nothing listens there, `ResourceExhausted`.
+        """
+        await self._call("forward.open", {"port": port}, fds=(sock,))
+
     async def shutdown(self) -> None:
         await self._call("shutdown")
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _streams(
+    stdin: int | None, stdout: int | None, stderr: int | None
+) -> tuple[list[str], list[int]]:
+    given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    found = {name: descriptor for name, descriptor in given.items() if descriptor is not None}
+    return list(found), list(found.values())
 
 
 class Shims:

@@ -16,8 +16,9 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,10 +32,11 @@ from hostlib.errors import (
 )
 from hostlib.tasks import Tasks
 from shim import records, sandbox
+from shim.attach import Audience
 from shim.layers import Layer, Layers, Machine
-from shim.log import LogWriter
+from shim.log import LogWriter, StreamName
 from shim.records import EXIT_UNKNOWN, ContainerRecord
-from shim.streams import drain, pump_to_log
+from shim.streams import drain
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Container:
         self._tasks = Tasks()
         self._lock = asyncio.Lock()
         self._in_guest = False
+        self._audience = Audience(record.id[:12])
         self.exited = asyncio.Event()
 
     @property
@@ -165,20 +168,54 @@ class Container:
                     self._writer = None
                 raise
             self._save(state="running", started_at=time.time_ns())
-            for name in ("stdout", "stderr"):
+            names: tuple[StreamName, ...] = ("stdout", "stderr")
+            for name in names:
                 if name in self._streams:
                     work = self._pump(name)
                     self._pumps.append(self._tasks.start(work, f"{name} of {self.id[:12]}"))
             return self.record.started_at
 
-    async def _pump(self, name: str) -> None:
-        stream = self._streams[name]
-        if self._writer is not None:
-            await pump_to_log(stream, self._writer, "stderr" if name == "stderr" else "stdout")
-            return
-        with contextlib.suppress(ThawError):
-            while await stream.read():
-                pass
+    async def _pump(self, name: StreamName) -> None:
+        stream, writer = self._streams[name], self._writer
+        try:
+            while data := await stream.read():
+                if writer is not None:
+                    writer.write(name, data)
+                self._audience.tell(name, data)
+        except ThawError as error:
+            log.info("%s of %s ended: %s", name, self.id[:12], error.message)
+        finally:
+            # The last, unfinished line is logged too.
+            if writer is not None:
+                writer.finish(name)
+            self._audience.finish(name)
+
+    async def attach(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Follow the output, and write to the input, with the sockets that there are; they are ours
+        from now on.
+
+        Raises `FailedPrecondition` unless it runs, `ResourceExhausted`.
+        """
+        if self.record.state != "running":
+            for sock in sockets.values():
+                sock.close()
+            raise FailedPrecondition(
+                f"container {self.id[:12]} is {self.record.state}, not running"
+            )
+        for name, sock in sockets.items():
+            if name != "stdin":
+                await self._audience.follow("stderr" if name == "stderr" else "stdout", sock)
+            elif "stdin" in self._streams:
+                stdin = self._streams["stdin"]
+                await self._audience.write(sock, stdin, once=self.record.stdin_once)
+            else:
+                sock.close()
+
+    async def resize(self, width: int, height: int) -> None:
+        """Set the size of the container's terminal, in characters."""
+        await self._vm.agent.request(
+            "process.resize", {"container": self.id, "width": width, "height": height}
+        )
 
     def on_guest_exit(self, event: dict[str, Any]) -> None:
         """The agent's event `container.exit`; the guest's word is checked."""
@@ -201,6 +238,7 @@ class Container:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        await self._audience.hush()
         self._reset_streams()
         changes = {
             "state": "exited",
@@ -305,3 +343,4 @@ class Container:
     async def close(self) -> None:
         """End the container's background work."""
         await self._tasks.close()
+        await self._audience.close()

@@ -27,8 +27,10 @@ from hostlib.tasks import Tasks
 from shim import records
 from shim.container import EXIT_KILLED, Container, SharedMount
 from shim.exec import Execs
+from shim.forward import Forwards
 from shim.layers import Layer, Layers
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
+from shim.relay import Hangups
 from vmm import restore
 from vmm.microvm import MicroVM
 
@@ -62,7 +64,9 @@ class Pod:
         self._folder = folder
         self._ram = ram
         self._tell = tell
-        self._execs = Execs()
+        self._hangups = Hangups()
+        self.execs = Execs(self._hangups)
+        self.forwards = Forwards(self._hangups)
         self._tasks = Tasks()
         self._bind_lock = asyncio.Lock()
         self._stop_lock = asyncio.Lock()
@@ -99,7 +103,7 @@ class Pod:
             if self.stopped:
                 return
             await self.vm.kill()
-            self._execs.fail(FailedPrecondition(f"the pod's VM ended: {reason}"))
+            self.execs.fail(FailedPrecondition(f"the pod's VM ended: {reason}"))
             await asyncio.gather(
                 *(
                     container.ended(exit_code, "Error", reason)
@@ -143,7 +147,7 @@ class Pod:
             if container is not None:
                 container.on_guest_exit(event)
         elif kind == "process.exit":
-            self._execs.on_exit(event)
+            self.execs.on_exit(event)
         elif kind == "panic":
             log.error("the guest's agent gave up: %s", str(event.get("message"))[:1000])
 
@@ -289,18 +293,21 @@ class Pod:
         await container.remove(alive=not (self.stopped or self._ending))
         self.containers.pop(container_id, None)
 
-    async def exec_sync(self, container_id: object, process: Wire, timeout: float) -> Any:
-        """Run a command in a running container; see `Execs.run`."""
+    def running(self, container_id: object) -> Container:
+        """The container of that id. Raises `NotFound`, `FailedPrecondition` unless it runs."""
         self.require_running()
         container = self.container(container_id)
         if container.record.state != "running":
             raise FailedPrecondition(
                 f"container {container.id[:12]} is {container.record.state}, not running"
             )
-        return await self._execs.run(self.vm, container.id, process, timeout)
+        return container
 
     async def close(self) -> None:
         """End the background work; the VM must have ended."""
         for container in self.containers.values():
             await container.close()
+        await self.execs.close()
+        await self.forwards.close()
         await self._tasks.close()
+        self._hangups.close()

@@ -17,13 +17,14 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from hostlib import cgroup, failpoint, linux
 from hostlib import log as logs
 from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError
 from hostlib.tasks import Tasks
-from shim import protocol, records, sandbox
+from shim import params as read
+from shim import protocol, records, sandbox, streaming
 from shim.container import SharedMount
 from shim.layers import Layer
 from shim.pod import Pod
@@ -75,8 +76,8 @@ class Shim:
                 "container.remove": self._remove,
                 "container.reopen_log": self._reopen_log,
                 "container.stats": self._stats,
-                "exec_sync": self._exec_sync,
                 "shutdown": self._shutdown,
+                **streaming.handlers(self._require),
             },
             lambda: self._standing,
         )
@@ -240,7 +241,7 @@ class Shim:
         pod = self._require()
         record = records.from_dict(PodRecord, params.get("pod"))
         steps, timings = await pod.bind(
-            record, _object(params, "network"), _object(params, "identity")
+            record, read.object_of(params, "network"), read.object_of(params, "identity")
         )
         return Answer({"steps": steps, "timings": timings})
 
@@ -252,13 +253,16 @@ class Shim:
         record = records.from_dict(ContainerRecord, params.get("container"))
         mounts = [
             SharedMount(str(one.get("share")), one.get("readonly") is True)
-            for one in _objects(params, "mounts")
+            for one in read.objects(params, "mounts")
         ]
         if len(mounts) != len(message.fds):
             raise InvalidArgument(f"{len(mounts)} mounts came with {len(message.fds)} descriptors")
-        layers = [Layer.parse(one) for one in _objects(params, "layers")]
+        layers = [Layer.parse(one) for one in read.objects(params, "layers")]
         await self._require().create_container(
-            record, _object(params, "spec"), layers, list(zip(mounts, message.fds, strict=True))
+            record,
+            read.object_of(params, "spec"),
+            layers,
+            list(zip(mounts, message.fds, strict=True)),
         )
         return Answer()
 
@@ -272,7 +276,7 @@ class Shim:
         number = params.get("signal", int(signal.SIGTERM))
         if not isinstance(number, int) or not 1 <= number <= signal.NSIG:
             raise InvalidArgument(f"bad signal {number!r}")
-        await container.stop(number, _seconds(params))
+        await container.stop(number, read.seconds(params))
         return Answer()
 
     async def _remove(self, params: Wire, _message: Message) -> Answer:
@@ -289,12 +293,6 @@ class Shim:
         container = pod.container(params.get("id"))
         return Answer(await pod.vm.agent.request("container.stats", {"id": container.id}))
 
-    async def _exec_sync(self, params: Wire, _message: Message) -> Answer:
-        answer: Answer = await self._require().exec_sync(
-            params.get("container"), _object(params, "process"), _seconds(params)
-        )
-        return answer
-
     async def _shutdown(self, _params: Wire, _message: Message) -> Answer:
         # What ends the process flushes the answer first.
         asyncio.get_running_loop().call_soon(self._stop.set)
@@ -309,27 +307,6 @@ def _enter(group: str) -> str:
         log.warning("the VM stays outside cgroup %s: %s", group, error)
         return ""
     return group
-
-
-def _object(params: Wire, name: str) -> dict[str, Any]:
-    value = params.get(name)
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{name} is no object")
-    return value
-
-
-def _objects(params: Wire, name: str) -> list[dict[str, Any]]:
-    value = params.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise InvalidArgument(f"{name} is no list of objects")
-    return value
-
-
-def _seconds(params: Wire) -> float:
-    value = params.get("timeout", 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise InvalidArgument(f"bad time-out {value!r}")
-    return float(value)
 
 
 def _log_to(folder: Path, vm_id: str) -> None:

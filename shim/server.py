@@ -19,8 +19,8 @@ from shim.protocol import VERSIONS, Connection, Message, Wire
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 16
-MAX_REQUESTS: Final = 128
-"""Requests under way on one connection."""
+MAX_REQUESTS: Final = 1024
+"""Requests under way on one connection; each open exec has one that waits for its end."""
 
 _MAX_EVENTS: Final = 1024
 

@@ -1,4 +1,4 @@
-"""From a guest's streams into logs and buffers."""
+"""What is common to a guest's streams: reading one whole, waiting for their end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from typing import Final, Protocol
 
 from hostlib.errors import ThawError
-from shim.log import LogWriter, StreamName
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +24,6 @@ class Readable(Protocol):
     async def read(self, limit: int = ...) -> bytes: ...
 
     def reset(self) -> None: ...
-
-
-async def pump_to_log(stream: Readable, writer: LogWriter, name: StreamName) -> None:
-    """Copy `stream` into the log until it ends; its last, unfinished line is logged too."""
-    try:
-        while data := await stream.read():
-            writer.write(name, data)
-    except ThawError as error:
-        log.info("%s ended: %s", name, error.message)
-    finally:
-        writer.finish(name)
 
 
 class Capture:

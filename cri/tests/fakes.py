@@ -113,6 +113,42 @@ class FakeShim:
     async def container_reopen_log(self, container_id: str) -> None:
         self._note("container_reopen_log", container_id)
 
+    async def exec_open(
+        self,
+        container_id: str,
+        process: Wire,
+        *,
+        terminal: bool = False,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> str:
+        self._note("exec_open", container_id, process, terminal, (stdin, stdout, stderr))
+        return "1"
+
+    async def exec_wait(self, name: str) -> int:
+        self._note("exec_wait", name)
+        return 0
+
+    async def exec_resize(self, name: str, width: int, height: int) -> None:
+        self._note("exec_resize", name, width, height)
+
+    async def attach_open(
+        self,
+        container_id: str,
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        self._note("attach_open", container_id, (stdin, stdout, stderr))
+
+    async def container_resize(self, container_id: str, width: int, height: int) -> None:
+        self._note("container_resize", container_id, width, height)
+
+    async def forward_open(self, port: int, sock: int) -> None:
+        self._note("forward_open", port, sock)
+
     async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult:
         self._note("exec_sync", container_id, process, timeout)
         return ExecResult(3, b"out", b"err")

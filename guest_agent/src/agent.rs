@@ -21,7 +21,7 @@ use crate::session::{self, MAX_REQUESTS, Session};
 use crate::source::Source;
 use crate::storage::Storage;
 use crate::streams::Streams;
-use crate::{connect, rpc, sys};
+use crate::{connect, rpc, sandbox, sys};
 
 /// The protocol's version.
 const PROTOCOL: u32 = 1;
@@ -268,7 +268,10 @@ impl Agent {
                     self.streams.credit(frame.stream, u32::from_le_bytes(bytes));
                 }
             }
-            Kind::Reset => self.streams.reset(&self.poll, frame.stream),
+            Kind::Reset => {
+                self.streams.reset(&self.poll, frame.stream);
+                sandbox::hang_up(self, frame.stream);
+            }
             Kind::Hello | Kind::Response | Kind::Event => {}
         }
     }

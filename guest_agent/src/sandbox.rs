@@ -307,6 +307,18 @@ fn attach_terminal(agent: &mut Agent, pid: u32, master: OwnedFd) {
     }
 }
 
+/// Nobody follows this output any more: an exec whose terminal it was is hung up on, as by a line that went dead.
+pub fn hang_up(agent: &mut Agent, output: u32) {
+    let whose =
+        agent.children.values().find(|child| child.streams.stdout == output && child.nonce == agent.session.nonce);
+    let Some(ChildState { who: Who::Exec(id), streams, .. }) = whose else { return };
+    if let Some(exec) = agent.execs.get_mut(id)
+        && exec.terminal.take().is_some()
+    {
+        agent.streams.reset(&agent.poll, streams.stdin);
+    }
+}
+
 /// Takes one message of a child that has not executed its program yet; true when there may be another.
 pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
     let Some(child) = agent.children.get_mut(&pid) else { return false };

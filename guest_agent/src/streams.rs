@@ -245,6 +245,8 @@ impl Streams {
                     // The other direction has a descriptor of its own, which keeps the connection open.
                     let _ = rustix::net::shutdown(&input.fd, rustix::net::Shutdown::Write);
                 }
+                // The host learns that all was taken, and forgets the stream too.
+                port.send(encode(nonce, Kind::Reset, 0, id, &[]));
                 self.reset(poll, id);
             }
             return;

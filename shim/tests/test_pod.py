@@ -24,6 +24,7 @@ from shim import records, streams
 from shim.layers import Layer
 from shim.pod import Pod
 from shim.records import ContainerMetadata, ContainerRecord, PodMetadata, PodRecord, VMRecord
+from shim.server import Answer
 from shim.tests.fakes import FakeVM
 from vmm.microvm import MicroVM
 from vmm.restore import STEPS
@@ -55,6 +56,10 @@ class Bench:
     async def run(self, container: str = ID, **changes: Any) -> None:
         await self.create(container, **changes)
         await self.pod.container(container).start()
+
+    async def exec_sync(self, container: str, process: dict[str, Any], timeout: float) -> Answer:
+        found = self.pod.running(container)
+        return await self.pod.execs.run(self.pod.vm, found.id, process, timeout)
 
     def end(self, code: int = 0, container: str = ID, **more: Any) -> None:
         for stream in self.vm.agent.streams:
@@ -297,7 +302,7 @@ async def test_the_vm_dies(bench: Bench) -> None:
     await bench.pod._over("later", 0)
     assert "signal 9" in bench.pod.reason
     with pytest.raises(FailedPrecondition):
-        await bench.pod.exec_sync(ID, {}, 1)
+        await bench.exec_sync(ID, {}, 1)
     await bench.pod.remove_container(ID)
 
 
@@ -314,7 +319,7 @@ async def test_exec_returns_output_and_code(bench: Bench) -> None:
         return {"exec": "e1", "pid": 5}
 
     agent.answers["process.exec"] = exec_
-    answer = await bench.pod.exec_sync(ID, {"args": ["x"]}, 5)
+    answer = await bench.exec_sync(ID, {"args": ["x"]}, 5)
     assert answer.result == {"exit_code": 7, "stdout_bytes": 6}
     assert answer.body == b"outputoops"
 
@@ -332,7 +337,7 @@ async def test_exec_that_takes_too_long_is_killed(bench: Bench) -> None:
 
     agent.answers["process.kill"] = kill
     with pytest.raises(DeadlineExceeded, match="timed out after"):
-        await bench.pod.exec_sync(ID, {"args": ["x"]}, 0.05)
+        await bench.exec_sync(ID, {"args": ["x"]}, 0.05)
     assert agent.asked("process.kill")
 
 
@@ -350,7 +355,7 @@ async def test_exec_does_not_wait_for_a_child_that_holds_the_output(
         return {"exec": "e1", "pid": 5}
 
     agent.answers["process.exec"] = exec_
-    assert (await bench.pod.exec_sync(ID, {"args": ["x"]}, 0)).body == b"said"
+    assert (await bench.exec_sync(ID, {"args": ["x"]}, 0)).body == b"said"
     assert agent.streams[-2].was_reset
 
 
@@ -367,11 +372,11 @@ async def test_exec_output_is_capped(bench: Bench, monkeypatch: pytest.MonkeyPat
         return {"exec": "e1", "pid": 5}
 
     agent.answers["process.exec"] = exec_
-    assert (await bench.pod.exec_sync(ID, {"args": ["x"]}, 5)).body == b"1234567890"
+    assert (await bench.exec_sync(ID, {"args": ["x"]}, 5)).body == b"1234567890"
 
 
 async def test_an_exec_needs_a_running_container(bench: Bench) -> None:
     await bench.bind()
     await bench.create()
     with pytest.raises(ThawError, match="created, not running"):
-        await bench.pod.exec_sync(ID, {}, 1)
+        await bench.exec_sync(ID, {}, 1)
