@@ -32,11 +32,18 @@ fn null() -> Outcome<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing(|| "open /dev/null".to_owned())
 }
 
+/// Bytes that a process may be ahead of the agent.
+const OUTPUT_PIPE: usize = 256 * 1024;
+
 /// The reading and the writing end; the agent's is nonblocking.
 fn pipe(ours_reads: bool) -> Outcome<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
     let ours = if ours_reads { &reader } else { &writer };
     rustix::io::ioctl_fionbio(ours.as_fd(), true).doing(|| "make a pipe".to_owned())?;
+    if ours_reads {
+        // A writer that seldom has to wait: each wait costs two changes of the process.
+        let _ = rustix::pipe::fcntl_setpipe_size(&reader, OUTPUT_PIPE);
+    }
     Ok((reader, writer))
 }
 
