@@ -1,0 +1,49 @@
+"""Port forwarding: which port and connection a SPDY stream or a WebSocket channel belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hostlib.errors import InvalidArgument
+
+
+class BadStream(InvalidArgument):
+    """The headers of a stream, or a port, are wrong: reset the stream, or answer 400."""
+
+
+@dataclass(frozen=True)
+class ForwardStream:
+    """One of the two streams of a forwarded connection; the pair has the same `request_id`."""
+
+    request_id: str
+    port: int
+    is_error: bool
+    """The error stream carries a text from the server when the connection failed, else nothing."""
+
+
+def parse_stream(stream_id: int, headers: Mapping[str, str]) -> ForwardStream:
+    """What a SPDY stream is for, by its headers `port`, `streamtype` and `requestid` (lower case).
+
+    Old clients send no request id and open the error stream right before the data stream: theirs is
+    the error stream's id. Raises `BadStream`.
+    """
+    raise NotImplementedError
+
+
+def parse_ports(values: Iterable[str]) -> list[int]:
+    """The ports in the values of the query parameter `port`. Raises `BadStream`.
+
+    Only WebSocket clients send it; a runtime has the ports in CRI's request, and these come first.
+    """
+    raise NotImplementedError
+
+
+def data_channel(index: int) -> int:
+    """The WebSocket channel for the bytes of the port with this index; the next is its errors'."""
+    return 2 * index
+
+
+def first_message(port: int) -> bytes:
+    """What the server sends first on both channels of a port: the port, little-endian."""
+    return port.to_bytes(2, "little")
