@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from hostlib.errors import InvalidArgument
+
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
 class BadStream(InvalidArgument):
@@ -28,7 +32,13 @@ def parse_stream(stream_id: int, headers: Mapping[str, str]) -> ForwardStream:
     Old clients send no request id and open the error stream right before the data stream: theirs is
     the error stream's id. Raises `BadStream`.
     """
-    raise NotImplementedError
+    kind = headers.get("streamtype")
+    if kind not in ("data", "error"):
+        raise BadStream(f"a port-forward stream is of type {kind!r}, not data or error")
+    port = _port(headers.get("port", ""))
+    is_error = kind == "error"
+    request_id = headers.get("requestid") or str(stream_id if is_error else stream_id - 2)
+    return ForwardStream(request_id, port, is_error)
 
 
 def parse_ports(values: Iterable[str]) -> list[int]:
@@ -36,7 +46,7 @@ def parse_ports(values: Iterable[str]) -> list[int]:
 
     Only WebSocket clients send it; a runtime has the ports in CRI's request, and these come first.
     """
-    raise NotImplementedError
+    return [_port(text) for value in values for text in value.split(",")]
 
 
 def data_channel(index: int) -> int:
@@ -47,3 +57,9 @@ def data_channel(index: int) -> int:
 def first_message(port: int) -> bytes:
     """What the server sends first on both channels of a port: the port, little-endian."""
     return port.to_bytes(2, "little")
+
+
+def _port(text: str) -> int:
+    if not _PORT.fullmatch(text) or not 0 < int(text) <= 0xFFFF:
+        raise BadStream(f"{text[:32]!r} is no port")
+    return int(text)

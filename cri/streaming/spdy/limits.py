@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cri.streaming.spdy.errors import WrongUse
+from cri.streaming.spdy.frames import INITIAL_WINDOW, MAX_LENGTH, MAX_WINDOW
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,6 +34,16 @@ class Limits:
     """Payload of the DATA frames that we send, at most 16,777,215. The frames that are received
     may have any size; they are passed on as they come."""
     stream_window: int = 256 * 1024
-    """Receive window of each stream, where windows are used."""
+    """Receive window of each stream, where windows are used; at least 65,536."""
     session_window: int = 4 * 1024 * 1024
-    """Receive window of the whole connection, where windows are used; at least 65,536."""
+    """Receive window of the whole connection, where windows are used; at least 65,536, and no more
+    than `unacknowledged`."""
+
+    def __post_init__(self) -> None:
+        # A peer may use 64 KiB before it has heard of other windows.
+        if not INITIAL_WINDOW <= self.stream_window <= MAX_WINDOW:
+            raise WrongUse(f"a stream's window of {self.stream_window} bytes is out of range")
+        if not INITIAL_WINDOW <= self.session_window <= min(self.unacknowledged, MAX_WINDOW):
+            raise WrongUse(f"a session's window of {self.session_window} bytes is out of range")
+        if not 1 <= self.sent_frame <= MAX_LENGTH:
+            raise WrongUse(f"frames of {self.sent_frame} bytes are out of range")
