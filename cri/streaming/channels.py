@@ -80,7 +80,8 @@ class ChannelDecoder:
         if channel is None or not view:
             return
         if channel == _CLOSE and self._protocol.half_close:
-            self._held += view[:2]
+            # A third byte would change nothing.
+            self._held = (self._held + view[:2])[:2]
             return
         if self._protocol.base64:
             channel -= _DIGIT

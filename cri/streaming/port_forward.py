@@ -9,6 +9,7 @@ from typing import Final
 
 from hostlib.errors import InvalidArgument
 
+MAX_PORTS: Final = 127
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
@@ -50,7 +51,12 @@ def parse_ports(values: Iterable[str]) -> list[int]:
 
 
 def data_channel(index: int) -> int:
-    """The WebSocket channel for the bytes of the port with this index; the next is its errors'."""
+    """The WebSocket channel for the bytes of the port with this index; the next is its errors'.
+
+    Raises `BadStream` from the 128th port on: a channel is one byte.
+    """
+    if index >= MAX_PORTS:
+        raise BadStream(f"a WebSocket carries {MAX_PORTS} forwarded ports at most")
     return 2 * index
 
 

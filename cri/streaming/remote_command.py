@@ -21,7 +21,9 @@ INTERNAL_ERROR: Final = "InternalError"
 _EXIT_CODE: Final = re.compile(r"[0-9]{1,3}")
 
 MAX_STATUS: Final = 64 * 1024
-MAX_MESSAGE: Final = 16 * 1024
+MAX_MESSAGE: Final = 8 * 1024
+"""Characters of an error's text that are sent; JSON's escapes make six bytes of some."""
+
 MAX_RESIZE: Final = 1024
 
 
@@ -49,7 +51,7 @@ class Outcome:
 def encode_outcome(outcome: Outcome, *, json_status: bool) -> bytes:
     """The bytes for the error stream; empty (nothing is to be sent) on success before v4."""
     if not json_status:
-        return outcome.message.encode()
+        return outcome.message.encode(errors="replace")
     status: dict[str, Any] = {"metadata": {}, "status": "Success"}
     if outcome.message:
         status = {"metadata": {}, "status": "Failure", "message": outcome.message}
@@ -58,7 +60,8 @@ def encode_outcome(outcome: Outcome, *, json_status: bool) -> bytes:
         else:
             cause = {"reason": EXIT_CODE, "message": str(outcome.exit_code)}
             status |= {"reason": NON_ZERO_EXIT, "details": {"causes": [cause]}}
-    return json.dumps(status, separators=(",", ":")).encode()
+    text = json.dumps(status, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="replace")
 
 
 def decode_outcome(data: bytes, *, json_status: bool) -> Outcome:

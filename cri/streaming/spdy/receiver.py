@@ -104,15 +104,15 @@ class Receiver:
                 session.receive_window -= piece.length
                 if session.receive_window < 0:
                     raise _Broken("the peer sent more than the session's window")
-            stream = self._open(piece.stream_id)
-            if not isinstance(stream, Stream):
-                yield from stream
-            elif (status := self._refusal(stream, piece.length)) is not None:
-                yield from self._stream_error(stream.id, status)
+            found = self._open(piece.stream_id)
+            if not isinstance(found, Stream):
+                yield from found
+            elif (status := self._refusal(found, piece.length)) is not None:
+                yield from self._stream_error(found.id, status)
             else:
                 self._dropping = False
         stream = session.streams.get(piece.stream_id)
-        if self._dropping or not isinstance(stream, Stream):
+        if self._dropping or stream is None:
             session.return_credit(len(piece.data))
             return
         if piece.data:
