@@ -7,6 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
 
 .PHONY: help setup demo test lint unit e2e fuzz bench bench-quick clean
@@ -37,8 +38,8 @@ e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and cri
 	@tools/crictl.sh
 	$(PYTEST) --timeout 300 e2e/tests
 
-fuzz: setup ## Fuzz the parsers of both ends, FUZZ_SECONDS (60) each; finds are kept in .build/fuzz
-	@tools/fuzz.sh $(FUZZ_SECONDS)
+fuzz: setup ## Fuzz the parsers, FUZZ_SECONDS (60) each, all or FUZZ_TARGETS; finds are kept in .build/fuzz
+	@tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 bench: setup ## Measure Thaw beside containerd + runc (builds them once): bench/results/*.json and plots, in 15 minutes
 	@tools/apt.sh wrk
