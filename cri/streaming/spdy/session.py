@@ -105,13 +105,10 @@ class Session:
             self.drop(stream)
 
     def bind_windows(self) -> None:
-        """From now on the windows bind both sides; what went before counts as given back."""
+        """From now on the windows bind both sides, and count; what went before does not."""
         self.windows_bind = True
-        self.send_window = INITIAL_WINDOW
-        self.receive_window = self.limits.session_window - self.unacknowledged
         for stream in self.streams.values():
             stream.send_window = self.initial_send_window
-            stream.receive_window = self.limits.stream_window - stream.unacknowledged
         self.announce()
 
     def take_in(self, stream: Stream, count: int) -> None:

@@ -195,8 +195,9 @@ def test_streams_after_our_goaway_are_ignored() -> None:
     pair.settle()
     assert pair.client.heard[-1] == events.GoAwayReceived(1, GoAwayStatus.OK)
     assert pair.server.connection.open_streams == {1}
-    with pytest.raises(StreamsExhausted):
-        pair.client.connection.open_stream({})
+    for end in (pair.client, pair.server):
+        with pytest.raises(StreamsExhausted):
+            end.connection.open_stream({})
     assert pair.client.connection.send_data(1, b"still") == 5
     pair.settle()
     assert bytes(pair.server.received[1]) == b"still"

@@ -57,9 +57,9 @@ def rst(stream_id: int, status: ResetStatus) -> bytes:
     return words(FrameType.RST_STREAM, stream_id, status)
 
 
-def block(text: bytes) -> bytes:
+def block(text: bytes, flush: int = zlib.Z_SYNC_FLUSH) -> bytes:
     deflate = zlib.compressobj(9, zdict=DICTIONARY)
-    return deflate.compress(text) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    return deflate.compress(text) + deflate.flush(flush)
 
 
 def pairs(*given: bytes) -> bytes:
@@ -69,10 +69,6 @@ def pairs(*given: bytes) -> bytes:
 
 def opening(compressed: bytes) -> bytes:
     return control(FrameType.SYN_STREAM, struct.pack(">IIH", 1, 0, 0) + compressed)
-
-
-def ended(compressed: bytes) -> bytes:
-    return compressed[:-4] + zlib.compress(b"")[2:]
 
 
 FATAL = {
@@ -90,7 +86,7 @@ FATAL = {
     "data on stream 0": data_header(0, 1) + b"x",
     "no zlib": opening(b"garbage"),
     "another dictionary": opening(block(pairs())[:2] + b"\0\0\0\1" + block(pairs())[6:]),
-    "the end of compression": opening(ended(block(pairs()))),
+    "the end of compression": opening(block(pairs(), zlib.Z_FINISH)),
     "no count": opening(block(b"\0\0")),
     "a name that is cut": opening(block(b"\0\0\0\1\0\0\0\5ab")),
     "a length that is cut": opening(block(b"\0\0\0\1\0\0")),
@@ -245,3 +241,12 @@ def test_a_stream_to_which_nothing_may_be_sent() -> None:
     with pytest.raises(StreamClosed):
         peer.server.reply(1)
     assert peer.server.open_streams == frozenset()
+
+
+def test_data_for_nobody_is_not_given_to_a_stream_that_opens_meanwhile() -> None:
+    client = Connection(client=True)
+    assert client.receive_data(data_header(1, 4, 1) + b"ab") == []
+    assert b"".join(client.data_to_send()) == rst(1, ResetStatus.INVALID_STREAM)
+    assert client.open_stream({}) == 1
+    assert client.receive_data(b"cd") == []
+    assert client.open_streams == {1}

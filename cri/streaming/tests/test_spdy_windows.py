@@ -82,6 +82,17 @@ def test_the_sessions_window_bounds_all_streams_together() -> None:
     assert server.sendable(second) == 32 * KIB
 
 
+def test_credit_goes_on_for_more_than_a_window() -> None:
+    pair = Pair(windows=True, limits=SMALL)
+    stream_id = pair.opened()
+    for _ in range(20):
+        assert pair.client.connection.send_data(stream_id, bytes(40 * KIB)) == 40 * KIB
+        pair.settle()
+        pair.server.connection.acknowledge(stream_id, 40 * KIB)
+        pair.settle()
+    assert len(pair.server.received[stream_id]) == 800 * KIB
+
+
 def test_a_reset_gives_the_sessions_window_back() -> None:
     pair = Pair(windows=True, limits=SMALL)
     first, second = pair.opened(), pair.opened()
@@ -176,14 +187,23 @@ def test_a_setting_that_overflows_a_window() -> None:
 
 
 def test_windows_that_are_announced_late_count_from_then_on() -> None:
-    pair = Pair(limits=SMALL)
+    pair = Pair()
     stream_id = pair.opened()
-    pair.client.connection.send_data(stream_id, bytes(1 << 20))
+    client, server = pair.client.connection, pair.server.connection
+    size = Limits().stream_window
+    client.send_data(stream_id, bytes(1 << 20))
+    server.send_data(stream_id, bytes(1 << 20))
     pair.settle()
-    pair.server.connection.acknowledge(stream_id, (1 << 20) - 10)
-    pair.client.connection.announce_windows()
+    server.acknowledge(stream_id, (1 << 20) - 10)
+    client.announce_windows()
+    client.announce_windows()
     pair.settle()
-    assert pair.client.connection.send_data(stream_id, bytes(64 * KIB)) == 64 * KIB
-    pair.server.connection.acknowledge(stream_id, 10)
+    assert client.send_data(stream_id, bytes(size + 1)) == size
+    assert server.send_data(stream_id, bytes(size + 1)) == size
     pair.settle()
-    assert not pair.server.connection.failed
+    assert len(pair.server.received[stream_id]) == (1 << 20) + size
+    assert len(pair.client.received[stream_id]) == (1 << 20) + size
+    server.acknowledge(stream_id, size + 10)
+    pair.settle()
+    assert client.sendable(stream_id) == size + 10
+    assert client.open_streams == server.open_streams == {stream_id}
