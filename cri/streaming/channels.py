@@ -96,13 +96,17 @@ class ChannelDecoder:
             raise BadMessage("base64 goes on after its padding")
         text = self._held + view
         whole = len(text) - len(text) % _GROUP
-        self._held = text[whole:]
+        text, self._held = text[:whole], text[whole:]
+        unpadded = text.rstrip(b"=")
+        padding = len(text) - len(unpadded)
+        # b64decode lets padding of whole groups pass.
+        if padding > 2 or b"=" in unpadded:
+            raise BadMessage("a message in base64 is wrongly padded")
+        self._padded = padding > 0
         try:
-            decoded = base64.b64decode(text[:whole], validate=True)
+            return base64.b64decode(text, validate=True)
         except ValueError as error:
             raise BadMessage("a message is not in base64") from error
-        self._padded = text[:whole].endswith(b"=")
-        return decoded
 
     def _finish(self) -> Iterator[ChannelEvent]:
         channel, held = self._channel, self._held

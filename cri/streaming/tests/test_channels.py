@@ -104,6 +104,10 @@ def test_a_client_ends_a_channel_in_v5() -> None:
         (BASE64, "0aW$="),
         (BASE64, "0QQ==QQ=="),
         (BASE64, "0QQ==Q"),
+        (BASE64, "0QUFB===="),
+        (BASE64, "0===="),
+        (BASE64, "0Q==="),
+        (BASE64, "0QQ=A"),
         (BASE64, "0\u20acaaa"),
     ],
 )

@@ -32,7 +32,7 @@ def window(size: int) -> bytes:
 def test_peers_that_announce_nothing_are_not_bound_nor_waited_for() -> None:
     pair = Pair()
     stream_id = pair.opened()
-    data = bytes(1 << 20)
+    data = bytes(3 << 20)
     assert pair.server.connection.sendable(stream_id) == MAX_WINDOW
     assert pair.server.connection.send_data(stream_id, data) == len(data)
     assert pair.client.connection.send_data(stream_id, data) == len(data)
