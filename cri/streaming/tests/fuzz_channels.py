@@ -86,7 +86,8 @@ def one(given: bytes) -> None:
     if len(given) < 2:
         return
     protocol = WEBSOCKET_REMOTE_COMMAND[given[0] % len(WEBSOCKET_REMOTE_COMMAND)]
-    size, data = given[1] or 1, given[2:]
+    data = given[2:]
+    size = max(given[1], len(data) // 64, 1)
     messages = _messages(data)
     assert _listen(protocol, messages, size) == _listen(protocol, messages, len(given))
     _round_trip(protocol, data)
