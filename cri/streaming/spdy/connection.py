@@ -67,7 +67,7 @@ class Connection:
     """One end of a connection.
 
     Calls raise `WrongUse` for what no state allows, `StreamClosed` where the peer may have ended
-    the stream meanwhile. Once the connection has failed or ended, sending raises `StreamClosed` and
+    the stream meanwhile. Once the connection has failed, sending raises `StreamClosed` and
     receiving gives nothing.
     """
 

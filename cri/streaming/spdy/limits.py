@@ -23,7 +23,8 @@ class Limits:
     headers: int = 100
     """Headers in a block."""
     streams: int = 1024
-    """Streams that the peer opened and that are not closed; more are refused."""
+    """Streams that the peer opened and that are not closed, or not all acknowledged; more are
+    refused."""
     unacknowledged: int = 4 * 1024 * 1024
     """Bytes of DATA that were given out and not acknowledged, on all streams together: beyond it
     `Connection.read_paused` is set."""

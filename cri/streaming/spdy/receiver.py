@@ -178,7 +178,7 @@ class Receiver:
         if headers is None:
             session.reset(stream_id, ResetStatus.PROTOCOL_ERROR)
             return
-        if session.peer_streams >= session.limits.streams:
+        if session.peer_streams + len(session.draining) >= session.limits.streams:
             session.reset(stream_id, ResetStatus.REFUSED_STREAM)
             return
         ended = bool(frame.flags & FLAG_FIN)

@@ -186,6 +186,20 @@ def test_a_refused_stream_leaves_compression_intact() -> None:
     assert pair.server.heard[-1] == events.StreamOpened(third, {"port": "82"})
 
 
+def test_closed_streams_that_nobody_reads_count_as_streams() -> None:
+    pair = Pair(limits=Limits(streams=1))
+    stream_id = pair.opened()
+    pair.client.connection.send_data(stream_id, b"x", fin=True)
+    pair.server.connection.send_data(stream_id, b"", fin=True)
+    pair.settle()
+    assert pair.server.connection.open_streams == frozenset()
+    refused = pair.client.connection.open_stream({})
+    pair.settle()
+    assert pair.client.connection.open_streams == frozenset()
+    pair.server.connection.acknowledge(stream_id, 1)
+    assert pair.opened() == refused + 2
+
+
 def test_streams_after_our_goaway_are_ignored() -> None:
     pair = Pair()
     pair.opened()
