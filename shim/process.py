@@ -195,8 +195,10 @@ class Shim:
         while True:
             await asyncio.sleep(IDLE_LIMIT / 12)
             idle = self._server.idle_since
-            unbound = self._pod is not None and self._pod.record is None
-            if unbound and idle is not None and loop.time() - idle > IDLE_LIMIT:
+            if self._pod is not None and self._pod.record is not None:
+                # A pod lives on without a daemon; its shim has nothing more to wake up for.
+                return
+            if self._pod is not None and idle is not None and loop.time() - idle > IDLE_LIMIT:
                 log.info("no daemon for %g s, and no pod: ending", IDLE_LIMIT)
                 self._stop.set()
 

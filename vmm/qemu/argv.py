@@ -33,6 +33,8 @@ KERNEL_COMMAND_LINE: Final = (
     "lsm=landlock,yama audit=0 "
     # Each timer that an idle guest sets wakes QEMU four times: half of them were these.
     "nowatchdog sysctl.vm.stat_interval=30 sysctl.vm.compaction_proactiveness=0 "
+    "sysctl.net.ipv4.neigh.default.interval_probe_time_ms=3600000 "
+    "sysctl.net.ipv6.neigh.default.interval_probe_time_ms=3600000 "
     # A huge page zeroed for a small process is 2 MiB of the VM's own memory.
     "transparent_hugepage=madvise"
 )
