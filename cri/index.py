@@ -1,21 +1,26 @@
 """What the daemon knows of pods and containers: in memory, fed by the shims' records and events.
 
 The shims' records are the authority; this is their copy, kept by the one event loop, so that lists
-and look-ups cost no call. Lists come in the order of creation.
+and look-ups cost no call. Lists come in the order of creation. What a call asks of one pod costs
+the same however many there are: only a list of everything, and a prefix of an id, look at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from cri.vms import Vm, Wire
+from hostlib import ids
 from hostlib.errors import AlreadyExists, InvalidArgument, NotFound
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord
 
 MAX_ID: Final = 128
+
+POD_UID: Final = "io.kubernetes.pod.uid"
+"""The label by which the kubelet asks for what belongs to one pod."""
 
 
 @dataclass
@@ -24,6 +29,8 @@ class Pod:
 
     record: PodRecord
     vm: Vm
+    shown: tuple[PodRecord, Any] | None = field(default=None, compare=False)
+    """See `shown`."""
 
     @property
     def id(self) -> str:
@@ -40,10 +47,32 @@ class Container:
 
     record: ContainerRecord
     process: Wire | None = None
+    shown: tuple[ContainerRecord, Any] | None = field(default=None, compare=False)
+    """See `shown`."""
 
     @property
     def id(self) -> str:
         return self.record.id
+
+
+M = TypeVar("M")
+
+
+def shown_pod(pod: Pod, make: Callable[[PodRecord], M]) -> M:
+    """What a list shows of the pod, made once for each record: the kubelet lists every second, and
+    making these messages anew is nearly all that a list costs."""
+    if pod.shown is None or pod.shown[0] is not pod.record:
+        pod.shown = pod.record, make(pod.record)
+    found: M = pod.shown[1]
+    return found
+
+
+def shown_container(container: Container, make: Callable[[ContainerRecord], M]) -> M:
+    """The same of a container."""
+    if container.shown is None or container.shown[0] is not container.record:
+        container.shown = container.record, make(container.record)
+    found: M = container.shown[1]
+    return found
 
 
 class _Named(Protocol):
@@ -55,11 +84,13 @@ E = TypeVar("E", bound=_Named)
 
 
 class _Table(Generic[E]):
-    """Objects by id, and by what is a prefix of one id alone."""
+    """Objects by id, by what is a prefix of one id alone, and by properties that never change."""
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, **properties: Callable[[E], Hashable]) -> None:
         self._noun = noun
         self._entries: dict[str, E] = {}
+        self._properties = properties
+        self._groups: dict[tuple[str, Hashable], dict[str, E]] = {}
 
     def __iter__(self) -> Iterator[E]:
         return iter(list(self._entries.values()))
@@ -68,21 +99,35 @@ class _Table(Generic[E]):
         return len(self._entries)
 
     def add(self, entry: E) -> None:
+        self.discard(entry.id)
         self._entries[entry.id] = entry
+        for key in self._keys(entry):
+            self._groups.setdefault(key, {})[entry.id] = entry
 
     def discard(self, entry_id: str) -> None:
-        self._entries.pop(entry_id, None)
+        if (entry := self._entries.pop(entry_id, None)) is None:
+            return
+        for key in self._keys(entry):
+            group = self._groups[key]
+            del group[entry_id]
+            if not group:
+                del self._groups[key]
+
+    def _keys(self, entry: E) -> list[tuple[str, Hashable]]:
+        return [(name, of(entry)) for name, of in self._properties.items()]
 
     def exact(self, entry_id: str) -> E | None:
         return self._entries.get(entry_id)
+
+    def where(self, name: str, value: Hashable) -> list[E]:
+        """All whose property `name` has this value."""
+        return list(self._groups.get((name, value), {}).values())
 
     def find(self, text: str) -> E:
         """The one object that `text` names. Raises `NotFound`, `InvalidArgument`."""
         if not text:
             raise InvalidArgument(f"no {self._noun} id given")
-        if (entry := self._entries.get(text)) is not None:
-            return entry
-        found = [e for key, e in self._entries.items() if key.startswith(text)]
+        found = self.prefixed(text)
         if len(found) > 1:
             raise InvalidArgument(
                 f"{self._noun} id prefix {text[:MAX_ID]} is ambiguous", hint="write more digits"
@@ -92,26 +137,51 @@ class _Table(Generic[E]):
         return found[0]
 
     def prefixed(self, text: str) -> list[E]:
-        """All whose id begins with `text`, for filters; all when it is empty."""
+        """All whose id begins with `text`; all when it is empty."""
+        if (entry := self._entries.get(text)) is not None:
+            return [entry]
+        # A whole id is the prefix of no other: clients ask for what is gone quite often.
+        if ids.is_object_id(text):
+            return []
         return [entry for key, entry in self._entries.items() if key.startswith(text)]
+
+    def asked(self, text: str, labels: Mapping[str, str]) -> list[E]:
+        """Those that a filter can mean, by id or by the label `POD_UID`; all where it has neither.
+        Whether they fit the rest of the filter is for the caller to see."""
+        if not text and (uid := labels.get(POD_UID)) is not None:
+            return self.where("uid", uid)
+        return self.prefixed(text)
+
+
+def _pods() -> _Table[Pod]:
+    return _Table(
+        "pod sandbox",
+        name=lambda pod: pod_key(pod.record),
+        uid=lambda pod: pod.record.labels.get(POD_UID),
+    )
+
+
+def _containers() -> _Table[Container]:
+    return _Table(
+        "container",
+        pod=lambda each: each.record.pod_id,
+        uid=lambda each: each.record.labels.get(POD_UID),
+    )
 
 
 @dataclass
 class Index:
     """Every pod and container of this daemon."""
 
-    pods: _Table[Pod] = field(default_factory=lambda: _Table("pod sandbox"))
-    containers: _Table[Container] = field(default_factory=lambda: _Table("container"))
+    pods: _Table[Pod] = field(default_factory=_pods)
+    containers: _Table[Container] = field(default_factory=_containers)
 
     def containers_of(self, pod_id: str) -> list[Container]:
-        return [each for each in self.containers if each.record.pod_id == pod_id]
+        return self.containers.where("pod", pod_id)
 
     def pod_named(self, key: tuple[str, str, str, int]) -> Pod | None:
         """The pod of this name, namespace, uid and attempt."""
-        for pod in self.pods:
-            if pod_key(pod.record) == key:
-                return pod
-        return None
+        return next(iter(self.pods.where("name", key)), None)
 
     def container_named(self, pod_id: str, name: str, attempt: int) -> Container | None:
         for each in self.containers_of(pod_id):

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
-from cri.index import Container, matches
+from cri.index import Container, Index, matches, shown_container
 from cri.service import container_status
+from hostlib import ids
+from shim.records import ContainerRecord
 
 
 async def run(daemon: Daemon, request: v1.ListContainersRequest) -> v1.ListContainersResponse:
     wanted = request.filter
     return v1.ListContainersResponse(
         containers=[
-            _item(each)
-            for each in daemon.index.containers.prefixed(wanted.id)
+            shown_container(each, _item)
+            for each in _asked(daemon.index, wanted)
             if fits(each, wanted)
         ]
     )
+
+
+def _asked(index: Index, wanted: v1.ContainerFilter) -> list[Container]:
+    """Those that the filter can mean."""
+    if not wanted.id and ids.is_object_id(wanted.pod_sandbox_id):
+        return index.containers_of(wanted.pod_sandbox_id)
+    return index.containers.asked(wanted.id, wanted.label_selector)
 
 
 def fits(container: Container, wanted: v1.ContainerFilter) -> bool:
@@ -29,8 +38,7 @@ def fits(container: Container, wanted: v1.ContainerFilter) -> bool:
     return matches(wanted.label_selector, record.labels)
 
 
-def _item(container: Container) -> v1.Container:
-    record = container.record
+def _item(record: ContainerRecord) -> v1.Container:
     return v1.Container(
         id=record.id,
         pod_sandbox_id=record.pod_id,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
-from cri.index import Pod, matches
+from cri.index import Pod, matches, shown_pod
 from cri.service import sandbox_status
+from shim.records import PodRecord
 
 
 async def run(daemon: Daemon, request: v1.ListPodSandboxRequest) -> v1.ListPodSandboxResponse:
     wanted = request.filter
+    pods = daemon.index.pods.asked(wanted.id, wanted.label_selector)
     return v1.ListPodSandboxResponse(
-        items=[_item(pod) for pod in daemon.index.pods.prefixed(wanted.id) if fits(pod, wanted)]
+        items=[shown_pod(pod, _item) for pod in pods if fits(pod, wanted)]
     )
 
 
@@ -22,8 +24,7 @@ def fits(pod: Pod, wanted: v1.PodSandboxFilter) -> bool:
     return matches(wanted.label_selector, pod.record.labels)
 
 
-def _item(pod: Pod) -> v1.PodSandbox:
-    record = pod.record
+def _item(record: PodRecord) -> v1.PodSandbox:
     return v1.PodSandbox(
         id=record.id,
         metadata=sandbox_status.metadata(record),
