@@ -117,6 +117,7 @@ class Daemon:
             return await self._spawn(shape, waits)
 
     async def _spawn(self, shape: str, waits: bool) -> Vm:
+        self.network.check_room()
         snapshot = await self.snapshots.ensure(shape)
         vm_id = ids.new_vm_id()
         vm = Vm(
@@ -342,8 +343,5 @@ def remove_leftovers(folder: Path, netns: Path, scratch: Path, vm_id: str) -> No
         except OSError:
             break
     netns.unlink(missing_ok=True)
-    if scratch.is_dir():
-        for each in scratch.iterdir():
-            if each.name.split(".")[0] == vm_id:
-                each.unlink(missing_ok=True)
+    records.scratch_disk(scratch, vm_id).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -62,7 +62,7 @@ class Shim:
             shape=config.shape,
             netns=config.netns,
             tap=config.tap_name,
-            scratch=str(Path(config.scratch_dir) / f"{vm_id}.ext4"),
+            scratch=str(records.scratch_disk(Path(config.scratch_dir), vm_id)),
         )
         self._server = Server(
             {

@@ -272,6 +272,11 @@ def container_path(folder: Path, container_id: str) -> Path:
     return folder / CONTAINERS / f"{container_id}.json"
 
 
+def scratch_disk(folder: Path, vm_id: str) -> Path:
+    """Where the writable disk of a VM lies, in the `folder` of all of them."""
+    return folder / f"{vm_id}.ext4"
+
+
 def _path(folder: Path, record: AnyRecord) -> Path:
     if isinstance(record, VMRecord):
         return folder / VM_FILE

@@ -106,6 +106,11 @@ class PodNetwork(Protocol):
         when it is ready."""
         ...
 
+    def check_room(self) -> None:
+        """Asked before a VM is made. Raises `ResourceExhausted` where another one could certainly
+        not be connected."""
+        ...
+
     async def prepare(self, vm_id: str, netns: Path) -> None:
         """Do for a pooled VM what needs no pod. `attach` does it itself where it was not done."""
         ...

@@ -42,7 +42,7 @@ from hostlib.errors import FailedPrecondition, Internal, NotFound, ThawError
 log = logging.getLogger(__name__)
 
 KIND: Final = "builtin"
-_NUD_REACHABLE: Final = 0x02
+_NUD_PERMANENT: Final = 0x80
 _FORWARD6: Final = "net/ipv6/conf/all/forwarding"
 
 
@@ -76,7 +76,7 @@ class BuiltinNetwork:
         subnet = parse_subnet(config.subnet)
         self._subnet6 = parse_subnet6(config.subnet6, subnet) if config.subnet6 else None
         self._leases = Leases(state / "network" / "leases", subnet)
-        self._published: host_ports.Taken = {}
+        self._published = host_ports.Taken()
         self._prepared: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._nft_lock = asyncio.Lock()
@@ -195,7 +195,7 @@ class BuiltinNetwork:
         ``ip_forward`` stays as it is: who else relies on it is not known.
         """
         host = self._need_host()
-        if len(self._leases) or await self._own_links(host):
+        if len(self._leases) or self._own_links():
             return False
         await netlink.delete_link(host, self._bridge)
         await nft.apply(nft.drop(self._instance))
@@ -205,6 +205,11 @@ class BuiltinNetwork:
         return (True, "", "") if self._problem is None else (False, *self._problem)
 
     # A VM's link.
+
+    def check_room(self) -> None:
+        # What else is on the bridge, the kernel knows: it has the last word, in `prepare`.
+        if len(self._prepared) >= netlink.BRIDGE_PORTS:
+            raise netlink.bridge_full(f"connect another VM to bridge {self._bridge}")
 
     async def prepare(self, vm_id: str, netns: Path) -> None:
         async with self._locked(vm_id):
@@ -229,7 +234,9 @@ class BuiltinNetwork:
         except BaseException as error:
             await self._remove_link(vm_id)
             if isinstance(error, NetlinkError | OSError):
-                raise netlink.as_error(error, f"connect VM {vm_id} to the bridge") from error
+                raise netlink.as_error(
+                    error, f"connect VM {vm_id} to bridge {self._bridge}"
+                ) from error
             raise
         self._prepared.add(vm_id)
 
@@ -296,13 +303,14 @@ class BuiltinNetwork:
                 mac = mac_of(self._instance, vm_id)
                 ips = self._addresses(address)
                 for ip in ips:
+                    # Permanent ones are not counted against gc_thresh3, by default 1024.
                     await self._need_host().neigh(
                         "replace",
                         family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
                         dst=ip,
                         lladdr=mac,
                         ifindex=self._bridge_index,
-                        state=_NUD_REACHABLE,
+                        state=_NUD_PERMANENT,
                     )
                 await failpoint.hit("network.attach.ports")
                 if ports:
@@ -359,11 +367,10 @@ class BuiltinNetwork:
     async def _undo(self, vm_id: str, pod: PodIdentity, address: Address | None) -> None:
         """Take a pod out of the network. The address goes last: it must not be given to another
         pod while a port or a neighbour entry still leads to this one."""
-        mine = {key for key, (owner, _) in self._published.items() if owner == pod.id}
-        if mine:
+        if mine := self._published.of_pod(pod.id):
             async with self._nft_lock:
-                rest = {k: v for k, v in self._published.items() if k not in mine}
-                await self._apply_ports(rest)
+                await nft.apply(nft.withdraw(self._instance, mine))
+                self._published.discard(pod.id)
         await failpoint.hit("network.detach.link")
         await self._remove_link(vm_id)
         await failpoint.hit("network.detach.address")
@@ -371,15 +378,18 @@ class BuiltinNetwork:
         if address is not None and address not in held and self._leases.holder(address) is None:
             held.add(address)
         for each in held:
-            for ip in self._addresses(each):
-                with contextlib.suppress(NetlinkError):
-                    await self._need_host().neigh(
-                        "del",
-                        family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
-                        dst=ip,
-                        ifindex=self._bridge_index,
-                    )
-            self._leases.release(each)
+            await self._release(each)
+
+    async def _release(self, address: Address) -> None:
+        for ip in self._addresses(address):
+            with contextlib.suppress(NetlinkError):
+                await self._need_host().neigh(
+                    "del",
+                    family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                    dst=ip,
+                    ifindex=self._bridge_index,
+                )
+        self._leases.release(address)
 
     async def _publish(
         self, pod: PodIdentity, ips: Sequence[str], ports: Sequence[HostPort]
@@ -387,19 +397,20 @@ class BuiltinNetwork:
         async with self._nft_lock:
             # Once more, now that nobody else can publish.
             host_ports.check(ports, pod.id, self._published, ipv6=self._subnet6 is not None)
-            added = {entry.key: (pod.id, entry) for entry in host_ports.entries(ports, ips)}
-            await self._apply_ports(self._published | added)
-
-    async def _apply_ports(self, wanted: host_ports.Taken) -> None:
-        await nft.apply(nft.publish(self._instance, (p for _, p in wanted.values())))
-        self._published = wanted
+            added = host_ports.entries(ports, ips)
+            # Noted before: a call that is cancelled may have done it, and `_undo` looks here.
+            self._published.add(pod.id, added)
+            try:
+                await nft.apply(nft.add(self._instance, added))
+            except ThawError:
+                self._published.discard(pod.id)
+                raise
 
     # After a crash.
 
     async def reconcile(self, live: Mapping[str, Wire]) -> None:
-        host = self._need_host()
         held: set[Address] = set()
-        published: host_ports.Taken = {}
+        published = host_ports.Taken()
         for vm_id, opaque in live.items():
             if opaque.get("kind") != KIND:
                 continue
@@ -407,12 +418,13 @@ class BuiltinNetwork:
             held.add(address)
             self._leases.claim(address, opaque["pod"], vm_id)
             ports = [HostPort(**port) for port in opaque.get("ports", ())]
-            for entry in host_ports.entries(ports, opaque.get("ips", (str(address),))):
-                published[entry.key] = (opaque["pod"], entry)
+            ips = opaque.get("ips", (str(address),))
+            published.add(opaque["pod"], host_ports.entries(ports, ips))
         async with self._nft_lock:
-            await self._apply_ports(published)
+            await nft.apply(nft.publish(self._instance, published))
+            self._published = published
         await failpoint.hit("network.reconcile.links")
-        for vm_id in await self._own_links(host):
+        for vm_id in self._own_links():
             if vm_id in live:
                 # A pooled VM's link may be half made: prepare makes it anew when it is taken.
                 if live[vm_id]:
@@ -423,14 +435,12 @@ class BuiltinNetwork:
         for lease in self._leases.all():
             if lease.address not in held:
                 log.info("address %s of a pod that is gone is free again", lease.address)
-                self._leases.release(lease.address)
+                await self._release(lease.address)
 
-    async def _own_links(self, host: AsyncIPRoute) -> list[str]:
+    def _own_links(self) -> list[str]:
         """The VM ids behind this instance's veth links."""
         prefix = link_name(self._instance, "")
-        return [
-            name[len(prefix) :] for name in await netlink.links(host) if name.startswith(prefix)
-        ]
+        return [name[len(prefix) :] for name in netlink.names() if name.startswith(prefix)]
 
     def _need_host(self) -> Any:
         if self._host is None:

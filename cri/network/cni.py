@@ -89,6 +89,9 @@ class CniNetwork:
                 return False, "NetworkPluginNotReady", str(error)
         return True, "", ""
 
+    def check_room(self) -> None:
+        """What there is room for is the plugins' to say."""
+
     async def prepare(self, vm_id: str, netns: Path) -> None:
         """Nothing can be done before the pod is known."""
 

@@ -55,6 +55,10 @@ class AutoNetwork:
     def ready(self) -> tuple[bool, str, str]:
         return self._cni.ready() if self._wants_cni() else self._builtin.ready()
 
+    def check_room(self) -> None:
+        if not self._wants_cni():
+            self._builtin.check_room()
+
     async def prepare(self, vm_id: str, netns: Path) -> None:
         if not self._wants_cni():
             await self._start_builtin()

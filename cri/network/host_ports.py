@@ -1,10 +1,13 @@
-"""Host ports: which of them collide, which are in use, and what each comes to in the rules."""
+"""Host ports: which of them collide, which are in use, and what each comes to in the rules.
+
+What a pod's ports cost depends on how many it has, not on how many the node has.
+"""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -12,16 +15,51 @@ from cri.network.api import HostPort
 from cri.network.nft import Published
 from hostlib.errors import FailedPrecondition
 
-Taken = dict[str, tuple[str, Published]]
-"""Published ports by their key, each with the id of its pod."""
-
 _MAX_PORT: Final = 65535
 _EVERY: Final = ("", "0.0.0.0", "::")  # noqa: S104 (nothing is bound)
 
 
-def check(
-    ports: Sequence[HostPort], pod: str, taken: Mapping[str, tuple[str, Published]], *, ipv6: bool
-) -> None:
+class Taken:
+    """The ports that are published, or about to be: by pod, and by protocol and number."""
+
+    def __init__(self) -> None:
+        self._of_pod: dict[str, list[Published]] = {}
+        self._owners: dict[tuple[str, int], dict[str, list[Published]]] = {}
+
+    def __iter__(self) -> Iterator[Published]:
+        for held in self._of_pod.values():
+            yield from held
+
+    def of_pod(self, pod: str) -> list[Published]:
+        """What `pod` holds."""
+        return list(self._of_pod.get(pod, ()))
+
+    def claims(self, port: HostPort) -> Iterator[tuple[str, Published]]:
+        """What is held of this protocol and number, at whatever address, each with its pod."""
+        for pod, held in self._owners.get(_number(port), {}).items():
+            for entry in held:
+                yield pod, entry
+
+    def add(self, pod: str, published: Iterable[Published]) -> None:
+        """Note what `pod` holds besides what it holds already."""
+        for entry in published:
+            self._of_pod.setdefault(pod, []).append(entry)
+            self._owners.setdefault(_number(entry.port), {}).setdefault(pod, []).append(entry)
+
+    def discard(self, pod: str) -> None:
+        """`pod` holds nothing any more. Idempotent."""
+        for entry in self._of_pod.pop(pod, ()):
+            owners = self._owners.get(_number(entry.port), {})
+            owners.pop(pod, None)
+            if not owners:
+                self._owners.pop(_number(entry.port), None)
+
+
+def _number(port: HostPort) -> tuple[str, int]:
+    return port.protocol, port.host_port
+
+
+def check(ports: Sequence[HostPort], pod: str, taken: Taken, *, ipv6: bool) -> None:
     """Refuse (`FailedPrecondition`) a port that another pod, or a process of the host, holds, and
     one at an IPv6 address where pods have none, or that cannot be forwarded."""
     for port in ports:
@@ -36,9 +74,8 @@ def check(
                 f"{what} at ::1: the kernel forwards nothing from IPv6's loopback",
                 hint="use 127.0.0.1",
             )
-        for owner, other in taken.values():
-            same = (other.port.protocol, other.port.host_port) == (port.protocol, port.host_port)
-            if same and owner != pod and _meet(port.host_ip, other.place):
+        for owner, other in taken.claims(port):
+            if owner != pod and _meet(port.host_ip, other.place):
                 raise FailedPrecondition(
                     f"{what} is taken by pod {owner}", hint="remove that pod first"
                 )

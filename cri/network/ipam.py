@@ -88,6 +88,7 @@ class Leases:
         self._last = int(subnet.broadcast_address) - 1
         self._next = self._first
         self._held: dict[Address, Lease] = {}
+        self._of_pod: dict[str, set[Address]] = {}
 
     def load(self) -> None:
         """Read the records. The address of a damaged one stays out of use until reconciliation
@@ -95,6 +96,7 @@ class Leases:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         records.sweep(self._folder)
         self._held.clear()
+        self._of_pod.clear()
         for name in os.listdir(self._folder):
             if not name.endswith(_SUFFIX) or name.startswith("."):
                 continue
@@ -109,7 +111,7 @@ class Leases:
             except (DataLoss, KeyError) as error:
                 log.warning("lease %s is damaged, kept until no pod claims it: %s", path, error)
                 lease = Lease(address, "", "")
-            self._held[address] = lease
+            self._hold(lease)
         try:
             cursor = records.read(self._folder / "cursor", _CURSOR, _VERSION)
             self._next = self._clamp(int(cursor.get("next", self._first)))
@@ -128,7 +130,7 @@ class Leases:
 
     def of_pod(self, pod: str) -> list[Lease]:
         """What `pod` holds."""
-        return [lease for lease in self._held.values() if lease.pod == pod]
+        return [self._held[address] for address in self._of_pod.get(pod, ())]
 
     def allocate(self, pod: str, vm: str) -> Address:
         """The next free address. Raises `ResourceExhausted`."""
@@ -159,12 +161,25 @@ class Leases:
         path = self._folder / f"{lease.address}{_SUFFIX}"
         body = {"pod": lease.pod, "vm": lease.vm}
         records.write(path, _LEASE, _VERSION, body, durable=False)
+        self._hold(lease)
+
+    def _hold(self, lease: Lease) -> None:
+        self._drop(lease.address)
         self._held[lease.address] = lease
+        self._of_pod.setdefault(lease.pod, set()).add(lease.address)
+
+    def _drop(self, address: Address) -> None:
+        if (lease := self._held.pop(address, None)) is None:
+            return
+        mine = self._of_pod[lease.pod]
+        mine.discard(address)
+        if not mine:
+            del self._of_pod[lease.pod]
 
     def release(self, address: Address) -> None:
         """Free an address. Idempotent."""
         (self._folder / f"{address}{_SUFFIX}").unlink(missing_ok=True)
-        self._held.pop(address, None)
+        self._drop(address)
 
     def holder(self, address: Address) -> Lease | None:
         """The lease of an address."""

@@ -23,7 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from cri.network.api import Wire
 from hostlib import linux
-from hostlib.errors import FailedPrecondition, Internal, ThawError
+from hostlib.errors import FailedPrecondition, Internal, ResourceExhausted, ThawError
 from hostlib.tasks import in_thread
 
 _ETH_P_ALL: Final = 3
@@ -39,6 +39,10 @@ _RTPROT_KERNEL: Final = 2
 _RTN_UNICAST: Final = 1
 _NUD_PERMANENT: Final = 0x80
 _RT_TABLE_MAIN: Final = 254
+
+BRIDGE_PORTS: Final = 1023
+"""The most ports of one bridge: BR_MAX_PORTS of the kernel's net/bridge/br_private.h is 1024, and
+number 0 is none."""
 
 _gate = asyncio.Semaphore(_MAX_OPEN)
 
@@ -61,7 +65,17 @@ def as_error(error: NetlinkError | OSError, doing: str) -> ThawError:
     text = os.strerror(code) if code else str(error)
     if code in (errno.EPERM, errno.EACCES):
         return FailedPrecondition(f"cannot {doing}: {text}", hint="run thawd as root")
+    if code == errno.EXFULL:
+        return bridge_full(doing)
     return Internal(f"cannot {doing}: {text}")
+
+
+def bridge_full(doing: str) -> ResourceExhausted:
+    """No port is left for another VM; `doing` completes "cannot"."""
+    return ResourceExhausted(
+        f"cannot {doing}: it has {BRIDGE_PORTS} ports, the most that a Linux bridge has",
+        hint="remove pods, lower pool.size, or use a CNI network, which need not be a bridge",
+    )
 
 
 def is_missing(error: NetlinkError) -> bool:
@@ -132,6 +146,12 @@ def set_sysctl(name: str, value: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.read_text().strip() != value:
             path.write_text(value)
+
+
+def names() -> list[str]:
+    """The names of the interfaces in this thread's network namespace: what `links` tells too, at a
+    hundredth of its cost."""
+    return [name for _, name in socket.if_nameindex()]
 
 
 async def links(routes: AsyncIPRoute) -> dict[str, Link]:

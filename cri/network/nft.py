@@ -1,12 +1,14 @@
 """The nftables table of one instance: masquerade, host ports, and what keeps loopback closed.
 
 One table, ``inet thaw-<instance>``, holds everything, so that removing it removes every trace.
-Host ports are elements of two maps; a pod without host ports needs no change here. Each change is
-one transaction of ``nft -f -``: all of it happens or none.
+Host ports are elements of two maps; a pod without host ports needs no change here, and one with
+host ports a change of its own elements alone. Each change is one transaction of ``nft -f -``: all
+of it happens or none.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -31,12 +33,8 @@ class Published:
     address: str
 
     @property
-    def key(self) -> str:
-        """What it takes of the host; two of the same key cannot be."""
-        return f"{self.map} {self._match}"
-
-    @property
-    def _match(self) -> str:
+    def match(self) -> str:
+        """What it takes of the host, as the key of an element of its `map`."""
         head = f"{self.port.host_ip} . " if self.port.host_ip else ""
         return f"{head}{self.port.protocol} . {self.port.host_port}"
 
@@ -52,7 +50,7 @@ class Published:
 
     @property
     def element(self) -> str:
-        return f"{self._match} : {self.address} . {self.port.container_port}"
+        return f"{self.match} : {self.address} . {self.port.container_port}"
 
 
 def table(instance: str) -> str:
@@ -117,8 +115,31 @@ def publish(instance: str, ports: Iterable[Published]) -> str:
     """Make `ports` the host ports, whatever they were before."""
     name = table(instance)
     lines = [f"flush map {name} {each}{end}" for each in _MAPS for end, _ in _FAMILIES]
-    lines += [f"add element {name} {p.map} {{ {p.element} }}" for p in ports]
+    return "\n".join([*lines, *_elements("add", name, ports)]) + "\n"
+
+
+def add(instance: str, ports: Iterable[Published]) -> str:
+    """Add `ports` to the host ports; those that are there already stay."""
+    return "\n".join(_elements("add", table(instance), ports)) + "\n"
+
+
+def withdraw(instance: str, ports: Iterable[Published]) -> str:
+    """Take `ports` away, whether they are there or not: what is to go is added first, since the
+    kernel refuses to delete what it does not have."""
+    name, gone = table(instance), list(ports)
+    lines = [*_elements("add", name, gone), *_elements("delete", name, gone)]
     return "\n".join(lines) + "\n"
+
+
+def _elements(verb: str, name: str, ports: Iterable[Published]) -> list[str]:
+    """One statement for each map; of two ports that take the same of the host, the last one."""
+    maps: dict[str, dict[str, str]] = defaultdict(dict)
+    for port in ports:
+        maps[port.map][port.match] = port.element
+    return [
+        f"{verb} element {name} {each} {{ {', '.join(found.values())} }}"
+        for each, found in maps.items()
+    ]
 
 
 def drop(instance: str) -> str:

@@ -205,12 +205,17 @@ class FakeNetwork:
         self.attached: dict[str, PodIdentity] = {}
         self.live: dict[str, Wire] = {}
         self.fail: ThawError | None = None
+        self.full: ThawError | None = None
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
 
     def ready(self) -> tuple[bool, str, str]:
         return True, "", ""
+
+    def check_room(self) -> None:
+        if self.full is not None:
+            raise self.full
 
     async def prepare(self, vm_id: str, netns: Path) -> None: ...
 
