@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, cast
 
-from cri import locks, recover
+from cri import locks, pins, recover
 from cri.config import Config, image_limits, load
 from cri.daemon import Daemon
 from cri.network.api import NetworkConfig
@@ -106,6 +106,8 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
         (config.root / folder).mkdir(mode=0o700, exist_ok=True)
     for folder in ("vms", "netns"):
         (config.state / folder).mkdir(mode=0o700, exist_ok=True)
+    await in_thread(pins.open_folder, config.state / "netns")
+    stack.push_async_callback(in_thread, pins.close_folder, config.state / "netns")
     images = Images(
         config.root / "images",
         registry_config=Path(config.registry.config_path) if config.registry.config_path else None,

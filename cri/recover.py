@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cri import processes
 from cri.daemon import Daemon, remove_leftovers
@@ -35,6 +36,13 @@ from shim import records
 from shim.records import ContainerRecord, PodRecord, VMFolder
 
 log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 32
+"""Shims that are asked at a time: asked all at once, on a full node, the last ones would have spent
+their time waiting for this process."""
+
+PATIENCE: Final = 0.1
+"""Seconds after which a shim that has not answered makes room for the next one to be asked."""
 
 SECOND_CHANCE: Final = 30.0
 """Seconds that a shim which lives but does not answer gets before its pod is given up."""
@@ -54,8 +62,10 @@ async def recover(daemon: Daemon) -> Recovered:
     """Bring the index up from what is on disk and what the shims say."""
     found = Recovered()
     folders = await in_thread(_folders, daemon.vms_folder)
+    gate = asyncio.Semaphore(AT_ONCE)
     results = await asyncio.gather(
-        *(_recover_one(daemon, folder, found) for folder in folders), return_exceptions=True
+        *(_paced(gate, _recover_one(daemon, folder, found)) for folder in folders),
+        return_exceptions=True,
     )
     for folder, result in zip(folders, results, strict=True):
         if isinstance(result, BaseException):
@@ -96,6 +106,15 @@ async def end_spare(daemon: Daemon, spare: list[Vm]) -> None:
 def _folders(vms: Path) -> list[Path]:
     vms.mkdir(mode=0o700, parents=True, exist_ok=True)
     return sorted(path for path in vms.iterdir() if path.is_dir())
+
+
+async def _paced(gate: asyncio.Semaphore, work: Coroutine[Any, Any, None]) -> None:
+    """`work`, begun when its turn comes: its time budget is its own, and none waits for the silence
+    of another."""
+    async with gate:
+        task = asyncio.create_task(work)
+        await asyncio.wait([task], timeout=PATIENCE)
+    await task
 
 
 async def _recover_one(daemon: Daemon, folder: Path, found: Recovered) -> None:
@@ -170,6 +189,8 @@ def _adopt(daemon: Daemon, vm: Vm, described: Wire) -> None:
 
 async def _offer_ram(daemon: Daemon, vm: Vm) -> None:
     assert vm.shim is not None
+    if not daemon.snapshots.wants(vm.key):
+        return
     try:
         key, ram = await vm.shim.ram()
     except ThawError as error:

@@ -66,6 +66,10 @@ class Snapshots:
     def state(self, shape: str) -> BakeState:
         return self._states.setdefault(shape, BakeState())
 
+    def wants(self, key: str) -> bool:
+        """Whether RAM of that snapshot is still to be offered."""
+        return key not in self._spare
+
     def offer(self, key: str, ram: int) -> None:
         """RAM that an adopted shim holds, to be used should it be what its key promises.
 

@@ -142,7 +142,7 @@ class Shim:
         await failpoint.hit("birth.namespaces")
         share = folder / "share"
         sandbox.make_network_namespace(Path(config.netns))
-        sandbox.make_mount_namespace(share)
+        sandbox.make_mount_namespace(share, Path(config.netns).parent)
         await failpoint.hit("birth.tap")
         tap_fd = tap.open_tap(config.tap_name)
         try:

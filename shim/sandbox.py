@@ -37,14 +37,18 @@ def make_network_namespace(pin: Path) -> None:
         ) from error
 
 
-def make_mount_namespace(share: Path) -> None:
-    """Enter a private mount namespace, a slave of the host's, with an empty tmpfs at `share`.
+def make_mount_namespace(share: Path, pins: Path) -> None:
+    """Enter a private mount namespace, a slave of the host's, with an empty tmpfs at `share` and
+    without `pins`, the mount below which all VMs' network namespaces are pinned.
 
     All that is mounted there goes with the last process of the shim and its VM.
     """
     try:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", flags=linux.MS_REC | linux.MS_SLAVE)
+        # EINVAL where it is no mount: the daemon could not make it one.
+        with contextlib.suppress(OSError):
+            linux.umount(str(pins))
         share.mkdir(mode=0o755, exist_ok=True)
         linux.mount("thaw", str(share), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _SHARE_OPTIONS)
     except OSError as error:
