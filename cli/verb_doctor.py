@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from cli import host_checks
+from cli import host_checks, limit_checks
 from cli.client import Client
 from hostlib.errors import ThawError
 
@@ -19,10 +19,20 @@ _MARKS = {"ok": "ok  ", "warning": "warn", "missing": "FAIL"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.add_argument(
+        "--pods",
+        type=int,
+        default=limit_checks.DEFAULT_PODS,
+        help="the pods that this node is to hold, the kubelet's maxPods (%(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    findings = [*host_checks.all_findings(), _daemon(arguments.address)]
+    findings = [
+        *host_checks.all_findings(),
+        *limit_checks.findings(arguments.pods, arguments.address),
+        _daemon(arguments.address),
+    ]
     if arguments.json:
         print(json.dumps([finding.to_dict() for finding in findings], indent=2))
     else:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -64,12 +65,22 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = load(options.config, flags)
         logs.setup(config.log_level, process="thawd")
+        raise_open_files()
         asyncio.run(serve(config))
     except ThawError as error:
         print(f"thawd: {error.message}", file=sys.stderr)  # noqa: T201 (a person reads it)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: each VM costs this process a connection,
+    and outside of a systemd unit the soft limit is mostly 1024. All that is started inherits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        log.info("the limit of open files was raised from %d to %d", soft, hard)
 
 
 def _absolute(path: str | None) -> str | None:

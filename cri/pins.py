@@ -1,9 +1,9 @@
 """The folder in which shims pin their network namespaces, as a private mount of its own.
 
-A shim's mount namespace begins as a copy of the host's. With the pins of all pods in it, n pods would
-hold n × n mounts, each pin would be mounted in n namespaces more, and a namespace would live on in
-the copies after its pod had gone. Below a mount of their own the pins do not propagate, and a shim
-drops them with one call (`shim.sandbox.make_mount_namespace`).
+A shim's mount namespace begins as a copy of the host's. With the pins of all pods in it, n pods
+would hold n × n mounts, each pin would be mounted in n namespaces more, and a namespace would live
+on in the copies after its pod had gone. Below a mount of their own the pins do not propagate, and a
+shim drops them with one call (`shim.sandbox.make_mount_namespace`).
 """
 
 from __future__ import annotations
