@@ -88,10 +88,11 @@ class BuiltinNetwork:
 
     async def start(self) -> None:
         self._leases.load()
-        self._host = AsyncIPRoute()
+        # A start that failed is tried again, for each pod that comes.
+        host = self._host = self._host or AsyncIPRoute()
         try:
             await failpoint.hit("network.start")
-            await self._make_bridge(self._host)
+            await self._make_bridge(host)
             rules = nft.ruleset(
                 self._instance,
                 self._bridge,

@@ -8,7 +8,6 @@ of it happens or none.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -132,14 +131,10 @@ def withdraw(instance: str, ports: Iterable[Published]) -> str:
 
 
 def _elements(verb: str, name: str, ports: Iterable[Published]) -> list[str]:
-    """One statement for each map; of two ports that take the same of the host, the last one."""
-    maps: dict[str, dict[str, str]] = defaultdict(dict)
-    for port in ports:
-        maps[port.map][port.match] = port.element
-    return [
-        f"{verb} element {name} {each} {{ {', '.join(found.values())} }}"
-        for each, found in maps.items()
-    ]
+    """A statement for each, which nft reads faster than one with all; of two ports that take the
+    same of the host, the last one."""
+    found = {(port.map, port.match): port for port in ports}
+    return [f"{verb} element {name} {p.map} {{ {p.element} }}" for p in found.values()]
 
 
 def drop(instance: str) -> str:
