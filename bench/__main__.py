@@ -167,7 +167,10 @@ def _interrupt(_number: int, _frame: types.FrameType | None) -> None:
 
 
 def _points(text: str) -> list[int]:
-    return sorted(int(part) for part in text.split(","))
+    found = sorted({int(part) for part in text.split(",")})
+    if found[0] < 1:
+        raise ValueError("a point is a number of pods")
+    return found
 
 
 def main() -> int:

@@ -91,3 +91,19 @@ class Usage:
     def percent(self) -> float:
         """Per cent of one core since this was made."""
         return (of_processes(self.pids) - self._used) / (self.clock() - self._begun) * 100
+
+
+def tasks(pid: int) -> int:
+    """The threads of a process; 0 when it has ended."""
+    return _entries(Path(f"/proc/{pid}/task"))
+
+
+def open_files(pid: int) -> int:
+    """The open files of a process; 0 when it has ended."""
+    return _entries(Path(f"/proc/{pid}/fd"))
+
+
+def _entries(folder: Path) -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return len(list(folder.iterdir()))
+    return 0

@@ -309,7 +309,9 @@ def _curve(axes: Axes, curves: Curves, key: str, title: str, unit: str) -> None:
 
 def _panels(results: Results, title: str, panels: Sequence[tuple[str, str, str]]) -> Figure | None:
     curves = _curves(results)
-    if not curves:
+    present = {key for points in curves.values() for point in points for key in point}
+    panels = [panel for panel in panels if panel[0] in present]
+    if not panels:
         return None
     figure, places = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
     for axes, (key, name, unit) in zip(places[0], panels, strict=True):
@@ -334,13 +336,17 @@ def latency(results: Results) -> Figure | None:
 
 
 def memory(results: Results) -> Figure | None:
-    """Memory against the number of pods."""
+    """Memory, threads and open files against the number of pods."""
+    ended = results["extra"].get("growth_ended") or {}
+    note = f" ({ended['why']} ended after {ended['fits']})" if ended else ""
     return _panels(
         results,
-        "Memory against the number of pods",
+        f"Memory, threads and open files against the number of pods{note}",
         [
             ("private_mib", "private memory, all processes", "MiB"),
             ("daemon_mib", "the daemon's resident memory", "MiB"),
+            ("tasks", "threads, all processes", "threads"),
+            ("files", "open files, all processes", "files"),
         ],
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from bench import memory
-from bench.cpu import Usage
+from bench.cpu import Usage, open_files, tasks
 from bench.images import ONE_LAYER
 from bench.node import Node
 from bench.pods import Pod, remove_all
@@ -23,7 +23,10 @@ LISTED: Final = 200
 
 LISTS: Final = 200
 RESERVE_MIB: Final = 3000.0
-"""No more pods are made when less memory than this is available."""
+"""No more pods are made when less memory than this is available: enough for the pods of the calls
+under way and for a pool that is filled again, about 70 MiB each."""
+
+TIME, MEMORY = "time", "memory"
 
 SETTLE_SECONDS: Final = 2.0
 
@@ -34,15 +37,22 @@ def measure(session: Session) -> None:
     curves: dict[str, list[dict[str, Any]]] = {node.name: [] for node in session.nodes}
     session.extra["growth"] = curves
     _start(session)
-    points: Sequence[int] = QUICK_POINTS if session.quick else session.points or POINTS
+    points: Sequence[int] = session.points or (QUICK_POINTS if session.quick else POINTS)
     for point in points:
-        for node in session.nodes:
-            _fill(session, node, pods[node.name], point)
-        if any(len(each) < point for each in pods.values()):
-            session.say(f"time or memory ends before {point} pods")
+        ended = [_fill(session, node, pods[node.name], point) for node in session.nodes]
+        if why := next(filter(None, ended), ""):
+            fits = len(pods[session.thaw.name])
+            session.say(f"{why} ends after {fits} pods, before {point}")
+            session.extra["growth_ended"] = {"why": why, "fits": fits, "asked": point}
+        if why == TIME:
             break
         for node in session.nodes:
-            curves[node.name].append(_point(session, node, pods[node.name]))
+            curve = curves[node.name]
+            if not curve or curve[-1]["pods"] < len(pods[node.name]):
+                curve.append(_point(session, node, pods[node.name]))
+        if why:
+            # As many as fit: the curves' last point.
+            break
         if point == 20:
             _idle(session, pods)
         if point == 50:
@@ -64,12 +74,16 @@ def _start(session: Session) -> None:
         session.figures.add("daemon_memory_0", node.name, resident, "MiB")
 
 
-def _fill(session: Session, node: Node, pods: list[Pod], count: int) -> None:
-    """Make pods until there are `count`, or until time or memory is over; one at least."""
-    while len(pods) < count and not (pods and session.late()):
+def _fill(session: Session, node: Node, pods: list[Pod], count: int) -> str:
+    """Make pods until there are `count`; what is over before, time (but not before the first one)
+    or memory."""
+    while len(pods) < count:
+        if pods and session.late():
+            return TIME
         if memory.available_mib() < RESERVE_MIB:
-            return
+            return MEMORY
         pods.append(Pod.up(node))
+    return ""
 
 
 def _point(session: Session, node: Node, pods: Sequence[Pod]) -> dict[str, Any]:
@@ -82,13 +96,17 @@ def _point(session: Session, node: Node, pods: Sequence[Pod]) -> dict[str, Any]:
         pod.remove()
     session.quiet(node)
     lists = Series("ms", [_list(node) for _ in range(30)])
+    pids = node.pids()
     point: dict[str, Any] = {
         "pods": len(pods),
         "up_ms": starts,
         "list_ms": lists.median,
         "list_p99_ms": lists.percentile(99),
         "daemon_mib": memory.resident_mib(node.daemon_pid()),
-        "private_mib": memory.of(*node.pids()).private,
+        "private_mib": memory.of(*pids).private,
+        "tasks": sum(map(tasks, pids)),
+        "files": sum(map(open_files, pids)),
+        "daemon_files": open_files(node.daemon_pid()),
     }
     if node.name == THAW:
         point["adoption_ms"] = session.thaw.restart()
