@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 KIND: Final = "builtin"
 _NUD_PERMANENT: Final = 0x80
+_NUD_NOARP: Final = 0x40
+_NTF_MASTER: Final = 0x04
 _FORWARD6: Final = "net/ipv6/conf/all/forwarding"
 
 
@@ -268,7 +270,18 @@ class BuiltinNetwork:
             raise Internal(f"link {name} vanished while it was set up")
         # With bridge-nf-call-iptables the bridge itself forwards what was translated, so a pod that
         # calls its own host port must get frames back through the port they came from.
-        await host.brport("set", index=made.index, mode=1)
+        # With proxyarp_wifi the bridge answers who asks for a pod's IPv4 address by itself, from its
+        # neighbour entries: else each such question would wake every VM of the node.
+        await host.brport("set", index=made.index, mode=1, proxyarp_wifi=1)
+        # Known from the start, and not forgotten while the pod is silent: without this entry the
+        # bridge does not answer.
+        await host.fdb(
+            "replace",
+            ifindex=made.index,
+            lladdr=mac_of(self._instance, vm_id),
+            state=_NUD_NOARP,
+            flags=_NTF_MASTER,
+        )
         await host.link("set", index=made.index, state="up")
 
     async def _remove_link(self, vm_id: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cri.network import netlink, nft
 from cri.network.api import HostPort, NetworkConfig, PodIdentity, Wire
-from cri.network.builtin import KIND, BuiltinNetwork
-from cri.network.tests.conftest import Machine, sh, trace
+from cri.network.builtin import KIND, BuiltinNetwork, mac_of
+from cri.network.tests.conftest import Machine, Server, echo, in_netns, sh, trace
 from hostlib import failpoint
 from hostlib.errors import ResourceExhausted
 
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 POD = PodIdentity("f" * 64, "one")
 BRIDGE = "thawabc123"
+ETH_P_ARP = 0x0806
 
 
 @pytest.fixture
@@ -117,6 +121,49 @@ async def test_neighbours_stay_as_long_as_their_pods(
     await other.detach(one.id, one.netns, POD, first.opaque)
     assert sh("ip", "neigh", "show", "nud", "permanent", "dev", BRIDGE) == ""
     await other.close()
+
+
+async def test_who_asks_for_a_pod_wakes_no_other(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], serve: Callable[..., Server]
+) -> None:
+    one, two, three = (machine(f"vm00000{number}") for number in (1, 2, 3))
+    ips = []
+    for vm, name in ((one, "e"), (two, "d"), (three, "c")):
+        held = await network.attach(vm.id, vm.netns, PodIdentity(name * 64))
+        vm.configure(held.guest)
+        ips.append(held.ips[0])
+    serve(two.guest, 80)
+    with listener(three) as heard:
+        assert await echo(one.guest, ips[1], 80) == b"hello"
+        assert mac_of("abc123", two.id) in sh("ip", "neigh", "show", ips[1], netns=one.guest)
+        # What nobody has is asked of all, as ever, after what would have been asked before.
+        in_netns(one.guest, lambda: ask("10.99.200.200"))
+        asked = []
+        while "10.99.200.200" not in asked:
+            frame = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(heard, 2048), 10)
+            asked.append(socket.inet_ntoa(frame[38:42]))
+    assert ips[1] not in asked
+
+
+@contextlib.contextmanager
+def listener(vm: Machine) -> Iterator[socket.socket]:
+    """A socket that gets the ARP frames that reach a guest."""
+    found: list[socket.socket] = []
+
+    def body() -> None:
+        found.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP)))
+        found[0].bind(("eth0", ETH_P_ARP))
+
+    in_netns(vm.guest, body)
+    found[0].setblocking(False)
+    with found[0]:
+        yield found[0]
+
+
+def ask(ip: str) -> None:
+    """Have the kernel look for an address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", (ip, 9))
 
 
 def fill(ports: int) -> None:
