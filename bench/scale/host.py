@@ -17,8 +17,10 @@ from shim import records, sandbox
 from shim.zygote import fork_daemon
 
 
-def _mounts() -> int:
-    return len(Path("/proc/thread-self/mountinfo").read_text().splitlines())
+def _mounts(folder: Path) -> int:
+    """The mounts in `folder`. Others on this host come and go meanwhile."""
+    lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+    return sum(line.split(" ")[4].startswith(f"{folder}/") for line in lines)
 
 
 def mounts(count: int, folder: Path) -> list[Figure]:
@@ -26,7 +28,6 @@ def mounts(count: int, folder: Path) -> list[Figure]:
     private_namespace()
     # As systemd has it: what is mounted on the host reaches every namespace below it.
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_SHARED)
-    before = _mounts()
     netns, share = folder / "netns", folder / "share"
     netns.mkdir()
     pins.open_folder(netns)
@@ -40,7 +41,7 @@ def mounts(count: int, folder: Path) -> list[Figure]:
         def body() -> None:
             sandbox.make_network_namespace(netns / "vm000001")
             sandbox.make_mount_namespace(share, netns)
-            held.append(_mounts() - before)
+            held.append(_mounts(folder))
 
         thread = threading.Thread(target=body)
         thread.start()

@@ -7,8 +7,8 @@ import pytest
 from bench.scale import __main__ as scale
 
 FEW, MANY = 100, 1000
-FEW_PROCESSES, MANY_PROCESSES = 30, 300
-"""Of the one part that makes a process for each pod."""
+COUNTS = {"forks": (30, 300), "mounts": (100, 500)}
+"""Less, where each pod is a process, and where the kernel copies the host's own table of mounts."""
 
 GENEROUS = 4.0
 """How much more processor time a pod may cost beside ten times as many: caches and trees cost a
@@ -17,8 +17,7 @@ little more when they are larger, a scan of everything costs ten times as much."
 
 @pytest.mark.parametrize("part", scale.PARTS)
 def test_a_pod_costs_the_same_beside_many(part: str) -> None:
-    counts = (FEW_PROCESSES, MANY_PROCESSES) if part == "forks" else (FEW, MANY)
-    few, many = (scale.measure(part, count) for count in counts)
+    few, many = (scale.measure(part, count) for count in COUNTS.get(part, (FEW, MANY)))
     assert [each.name for each in few] == [each.name for each in many]
     for before, after in zip(few, many, strict=True):
         if before.is_time or before.unit == "KiB":
