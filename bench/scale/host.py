@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 
 from bench.scale.figure import Figure, seconds, used
-from bench.scale.network import private_namespace
 from cri import pins
 from cri.cgroups import Cgroups
 from cri.daemon import remove_leftovers
@@ -25,7 +24,8 @@ def _mounts(folder: Path) -> int:
 
 def mounts(count: int, folder: Path) -> list[Figure]:
     """A shim's namespaces, beside `count` pins of others."""
-    private_namespace()
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     # As systemd has it: what is mounted on the host reaches every namespace below it.
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_SHARED)
     netns, share = folder / "netns", folder / "share"

@@ -26,12 +26,6 @@ PORTS: Final = [HostPort("tcp", 80, 8080)]
 POD: Final = PodIdentity("f" * 64, "one", "default", "one")
 
 
-def private_namespace() -> None:
-    """Leave the machine's network, and its mounts, for namespaces of this process's own."""
-    linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
-    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-
-
 def a_vm(pin: Path) -> int:
     """A VM's namespace at `pin`, with its tap; the tap's descriptor."""
     found: list[int] = []
@@ -76,11 +70,17 @@ def fill_bridge(bridge: str, count: int) -> None:
 
 def network(count: int, folder: Path) -> list[Figure]:
     """One pod's place in the network, beside `count` others."""
-    private_namespace()
-    return asyncio.run(_network(count, folder))
+    # The process's alone; the machine's stays untouched, and all goes with the process.
+    linux.unshare(linux.CLONE_NEWNET)
+    pin = folder / "netns" / "vm000001"
+    a_vm(pin)
+    try:
+        return asyncio.run(_network(count, folder, pin))
+    finally:
+        linux.umount(str(pin))
 
 
-async def _network(count: int, folder: Path) -> list[Figure]:
+async def _network(count: int, folder: Path, pin: Path) -> list[Figure]:
     made = BuiltinNetwork(NetworkConfig(subnet=_SUBNET), _INSTANCE, folder / "state")
     await made.start()
     live = crowd(count)
@@ -88,8 +88,6 @@ async def _network(count: int, folder: Path) -> list[Figure]:
     await made.reconcile(live)
     reconciled = used() - begun
     fill_bridge(bridge_name(_INSTANCE), count)
-    pin = folder / "netns" / "vm000001"
-    a_vm(pin)
     written: list[int] = []
     apply = nft.apply
 
@@ -106,14 +104,12 @@ async def _network(count: int, folder: Path) -> list[Figure]:
     plain = await seconds_of(lambda: life([]), 3)
     assert not written
     ported = await seconds_of(lambda: life(PORTS), 3)
-    figures = [
+    return [
         Figure("attach and detach", plain * 1e3, "ms"),
         Figure("the same with a host port", ported * 1e3, "ms"),
         Figure("bytes of rules for a host port", max(written), "bytes"),
         Figure("reconciliation at a start", reconciled * 1e3 / count, "ms"),
     ]
-    linux.umount(str(pin))
-    return figures
 
 
 def leases(count: int, folder: Path) -> list[Figure]:
