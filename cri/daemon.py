@@ -21,7 +21,7 @@ from cri.network.api import TAP, PodIdentity, PodNetwork
 from cri.pool import Limits, Pool
 from cri.shims import shape_wire
 from cri.snapshots import Snapshots
-from cri.trace import Traces
+from cri.trace import Trace, Traces
 from cri.vms import Shim, Vm, Wire, Zygote
 from hostlib import failpoint, ids, linux
 from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ThawError, Unavailable
@@ -257,6 +257,13 @@ class Daemon:
         pids = [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid]
         work = in_thread(self.cgroups.enter, vm.cgroup, pids, found)
         vm.entering = self.tasks.start(work, f"cgroup of VM {vm.id}")
+
+    def trace_of(self, pod: Pod) -> Trace:
+        """Where the steps of a pod's start are noted; a new one where a former daemon began it."""
+        metadata = pod.record.metadata
+        return self.traces.of(pod.id) or self.traces.begin(
+            pod.id, metadata.name, metadata.namespace
+        )
 
     def forget(self, pod: Pod) -> None:
         self.index.forget_pod(pod.id)

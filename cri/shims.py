@@ -64,14 +64,14 @@ class RemoteShim:
         layers: Sequence[Mapping[str, str]],
         mounts: Sequence[Mapping[str, Any]],
         fds: Sequence[int],
-    ) -> None:
+    ) -> Wire:
         params = {
             "container": to_dict(container),
             "spec": spec,
             "layers": list(layers),
             "mounts": list(mounts),
         }
-        await self._call("container.create", params, fds=fds)
+        return (await self._call("container.create", params, fds=fds)).result
 
     async def container_start(self, container_id: str) -> int:
         return int((await self._call("container.start", {"id": container_id})).result["started_at"])

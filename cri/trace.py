@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -51,6 +51,13 @@ class Trace:
         """Note a step that was timed elsewhere."""
         if len(self.steps) < MAX_STEPS:
             self.steps.append(Step(name, offset_ns, duration_ns, error))
+
+    def add_parts(self, name: str, begun_ns: int, timings: Mapping[str, int]) -> None:
+        """Note the steps within `name` that a shim timed, in nanoseconds, one after the other from
+        `begun_ns`."""
+        for part, took in timings.items():
+            self.add(f"{name}.{part}", begun_ns, took)
+            begun_ns += took
 
     def elapsed(self) -> int:
         """Nanoseconds since the start."""

@@ -28,6 +28,7 @@ from shim import records
 from shim.container import EXIT_KILLED, Container, SharedMount
 from shim.exec import Execs
 from shim.forward import Forwards
+from shim.laps import Laps
 from shim.layers import Layer, Layers
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
 from shim.relay import Hangups
@@ -189,33 +190,25 @@ class Pod:
         return list(restore.STEPS), timings
 
     async def _restore(self, network: Wire, identity: Wire) -> dict[str, int]:
-        begun = time.monotonic_ns()
-        timings: dict[str, int] = {}
-
-        def lap(step: str) -> None:
-            nonlocal begun
-            now = time.monotonic_ns()
-            timings[step] = now - begun
-            begun = now
-
+        laps = Laps()
         with restore.naming("verify"):
             await failpoint.hit("restore.verify")
             if self.vm.exited.done() or not linux.is_sealed(self._ram):
                 raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
-        lap("verify")
+        laps.lap("verify")
         # QEMU draws the generation id as it starts, and this VM was bound to no pod before.
         with restore.naming("vmgenid"):
             await failpoint.hit("restore.vmgenid")
-        lap("vmgenid")
+        laps.lap("vmgenid")
         await self.vm.resume()
-        lap("resume")
-        timings |= await restore.restore_guest(self.vm, network, identity)
-        lap("guest")
+        laps.lap("resume")
+        laps.note(await restore.restore_guest(self.vm, network, identity))
+        laps.lap("guest")
         with restore.naming("ready"):
             await failpoint.hit("restore.ready")
             await restore.trim_clock(self.vm)
-        lap("ready")
-        return timings
+        laps.lap("ready")
+        return laps.timings
 
     async def stop(self, reason: str = "stopped") -> None:
         """Kill every container, end the VM. Records stay. Idempotent."""
@@ -255,8 +248,8 @@ class Pod:
         spec: Wire,
         layers: list[Layer],
         mounts: list[tuple[SharedMount, int]],
-    ) -> None:
-        """Create a container; on an error nothing of it is left."""
+    ) -> dict[str, int]:
+        """Create a container; nanoseconds for each step. On an error nothing of it is left."""
         pod = self.require_running()
         if record.pod_id != pod.id:
             raise InvalidArgument(f"container {record.id[:12]} belongs to another pod")
@@ -273,7 +266,7 @@ class Pod:
         )
         self.containers[record.id] = container
         try:
-            await container.create(spec, layers, mounts, self._mount_share)
+            return await container.create(spec, layers, mounts, self._mount_share)
         except BaseException:
             del self.containers[record.id]
             await container.close()

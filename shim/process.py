@@ -260,13 +260,13 @@ class Shim:
         if len(mounts) != len(message.fds):
             raise InvalidArgument(f"{len(mounts)} mounts came with {len(message.fds)} descriptors")
         layers = [Layer.parse(one) for one in read.objects(params, "layers")]
-        await self._require().create_container(
+        timings = await self._require().create_container(
             record,
             read.object_of(params, "spec"),
             layers,
             list(zip(mounts, message.fds, strict=True)),
         )
-        return Answer()
+        return Answer({"timings": timings})
 
     async def _start(self, params: Wire, _message: Message) -> Answer:
         pod = self._require()

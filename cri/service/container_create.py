@@ -15,6 +15,7 @@ from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container, Pod
 from cri.oci_spec import HostMount
+from cri.trace import Trace
 from hostlib import failpoint, ids, linux
 from hostlib.errors import (
     AlreadyExists,
@@ -58,8 +59,17 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
 
 async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     """Make the container; its id. When it fails nothing of it is left."""
+    trace, name = daemon.trace_of(pod), f"create {config.metadata.name}"
+    with trace.step(name):
+        return await _create(daemon, pod, config, trace, name)
+
+
+async def _create(
+    daemon: Daemon, pod: Pod, config: v1.ContainerConfig, trace: Trace, name: str
+) -> str:
     container_id = ids.new_object_id()
-    image = await daemon.images.runnable(daemon.find_image(config.image.image))
+    with trace.step(f"{name}.image"):
+        image = await daemon.images.runnable(daemon.find_image(config.image.image))
     built = oci_spec.build(
         container_id, pod_config(pod), config, image.config, hostname=pod.record.hostname
     )
@@ -69,18 +79,26 @@ async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     shim = daemon.shim_of(pod)
     daemon.images.hold(image.id, container_id)
     descriptors: list[int] = []
+    shares = _shares(built.mounts)
+
+    async def ask(image: Image) -> None:
+        begun = trace.elapsed()
+        answer = await shim.container_create(record, built.spec, layers(image), shares, descriptors)
+        trace.add_parts(name, begun, answer.get("timings") or {})
+
     try:
-        for mount in built.mounts:
-            descriptors += [await in_thread(open_host_path, mount.host_path)]
-        shares = _shares(built.mounts)
+        with trace.step(f"{name}.host paths"):
+            for mount in built.mounts:
+                descriptors += [await in_thread(open_host_path, mount.host_path)]
         try:
-            await shim.container_create(record, built.spec, layers(image), shares, descriptors)
+            await ask(image)
         except ResourceExhausted:
             if len(image.mounts) == 1:
                 raise
             # Other containers have the slots. Merged, the image needs one.
-            image = await daemon.images.merge(image.id)
-            await shim.container_create(record, built.spec, layers(image), shares, descriptors)
+            with trace.step(f"{name}.merge"):
+                image = await daemon.images.merge(image.id)
+            await ask(image)
         await failpoint.hit("container.created")
     except BaseException:
         daemon.images.release(container_id)

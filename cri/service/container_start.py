@@ -32,11 +32,8 @@ async def start(daemon: Daemon, container: Container) -> None:
     pod = daemon.pod_of(record)
     if not pod.ready:
         raise FailedPrecondition(f"pod {pod.id} is not ready: {pod.record.reason}")
-    trace = daemon.traces.of(pod.id) or daemon.traces.begin(
-        pod.id, pod.record.metadata.name, pod.record.metadata.namespace
-    )
     try:
-        with trace.step(f"start {record.metadata.name}"):
+        with daemon.trace_of(pod).step(f"start {record.metadata.name}"):
             await failpoint.hit("container.start")
             started_at = await daemon.shim_of(pod).container_start(container.id)
     except Unavailable:

@@ -153,13 +153,10 @@ async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, tra
     who = identity.identity(plan.hostname, attachment.ips, resolv)
     begun = trace.elapsed()
     answer = await daemon.shim_of(pod).bind(pod.record, network, who)
-    timings = answer.get("timings")
-    for step, took in (timings if isinstance(timings, dict) else {}).items():
-        if step == "guest":
-            # The sum of the guest's own steps, which stand beside it.
-            continue
-        trace.add(f"bind.{step}", begun, int(took))
-        begun += int(took)
+    timings = dict(answer.get("timings") or {})
+    # The sum of the guest's own steps, which stand beside it.
+    timings.pop("guest", None)
+    trace.add_parts("bind", begun, timings)
 
 
 def _dns(dns: v1.DNSConfig) -> Dns:

@@ -384,10 +384,10 @@ async def test_an_image_is_merged_when_the_pods_slots_are_short(client: Client) 
     shim = client.shim(pod)
     create = shim.container_create
 
-    async def short(record: Any, spec: Any, layers: Any, *more: Any) -> None:
+    async def short(record: Any, spec: Any, layers: Any, *more: Any) -> Any:
         if len(layers) > 2:
             raise ResourceExhausted("2 of 12 slots free")
-        await create(record, spec, layers, *more)
+        return await create(record, spec, layers, *more)
 
     shim.container_create = short  # type: ignore[method-assign,assignment]
     layered(client, 3)
@@ -433,9 +433,15 @@ async def test_thaws_own_service(client: Client) -> None:
     ]
     assert pulled[-1].image_ref == SHELL.id
     pod = await client.run()
+    await client.create(pod, "main")
     traces = (await client.thaw.Trace(thaw_pb2.TraceRequest(pod_sandbox_id=pod[:8]))).traces
-    assert {"vm", "network", "bind", "bind.reseed", "total"} <= {
-        step.name for step in traces[0].steps
-    }
+    steps = {step.name: step for step in traces[0].steps}
+    assert {"vm", "network", "bind", "bind.reseed", "total"} <= set(steps)
+    whole = steps["create main"]
+    parts = [f"create main.{part}" for part in ("image", "host paths", "layers", "guest")]
+    offsets = [steps[part].offset_ns for part in parts]
+    assert [whole.offset_ns, *offsets] == sorted([whole.offset_ns, *offsets])
+    assert whole.offset_ns >= steps["total"].offset_ns + steps["total"].duration_ns
+    assert [steps[part].duration_ns for part in parts[2:]] == [3, 4]
     shapes = (await client.thaw.Pool(thaw_pb2.PoolRequest())).shapes
     assert shapes[0].snapshot_key == "key"

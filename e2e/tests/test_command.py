@@ -116,8 +116,11 @@ def test_the_printed_configuration_is_good(daemon: Daemon) -> None:
 
 def test_trace_shows_the_steps_of_a_start(daemon: Daemon) -> None:
     pod = Pod.run(daemon)
+    pod.start(SHELL, SLEEP)
     shown = thaw(daemon, "trace", pod.id[:12])
     assert pod.id[:12] in shown.stdout
-    for step in ("total", "vm", "network", "bind"):
+    for step in ("total", "vm", "network", "bind", "create main", "start main"):
         assert f"\n{step} " in shown.stdout
+    for part in ("image", "host paths", "record", "layers", "shares", "guest"):
+        assert f"\ncreate main.{part} " in shown.stdout
     assert thaw(daemon, "trace", "0123456789ab").returncode == 1

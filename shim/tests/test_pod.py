@@ -49,9 +49,9 @@ class Bench:
         steps, _ = await self.pod.bind(record, {"mac": "x"}, {"hostname": "p"})
         return steps
 
-    async def create(self, container: str = ID, *names: str, **changes: Any) -> None:
+    async def create(self, container: str = ID, *names: str, **changes: Any) -> dict[str, int]:
         record = ContainerRecord(container, POD, ContainerMetadata("c"), 1, **changes)
-        await self.pod.create_container(record, {}, layers(*(names or ("base",))), [])
+        return await self.pod.create_container(record, {}, layers(*(names or ("base",))), [])
 
     async def run(self, container: str = ID, **changes: Any) -> None:
         await self.create(container, **changes)
@@ -189,6 +189,13 @@ async def test_a_command_that_does_not_exist(bench: Bench) -> None:
     record = await bench.until_exited()
     assert (record.exit_code, record.reason) == (128, "StartError")
     assert "/bin/nope" in record.message
+
+
+async def test_the_steps_of_a_create_are_timed(bench: Bench) -> None:
+    await bench.bind()
+    timings = await bench.create()
+    assert list(timings) == ["record", "layers", "shares", "guest"]
+    assert all(took >= 0 for took in timings.values())
 
 
 async def test_a_container_starts_once(bench: Bench) -> None:
