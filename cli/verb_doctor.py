@@ -50,6 +50,14 @@ def _daemon(address: str) -> host_checks.Finding:
             pool = client.pool()
     except ThawError as error:
         return host_checks.Finding("thawd", "warning", error.message, error.hint or "")
+    for shape in pool.shapes:
+        if shape.pressure:
+            return host_checks.Finding(
+                "thawd",
+                "warning",
+                f"{answer.runtime_version}, no VM waits: {shape.pressure}",
+                "free memory, or lower the pool's settings; pods start slower meanwhile",
+            )
     ready = ", ".join(f"{s.shape}: {s.ready} of {s.size} ready" for s in pool.shapes)
     return host_checks.Finding(
         "thawd", "ok", f"{answer.runtime_version}, {pool.accelerator}, pool {ready or 'empty'}"

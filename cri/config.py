@@ -86,21 +86,51 @@ class Vm:
 class Pool:
     size: int = setting(
         10,
-        "How many VMs of the default shape wait ready: the pods that start in a burst.",
+        "How many VMs of the default shape wait ready on a quiet node: the pods that start in a\n"
+        "burst. 0: there is no pool.",
+        minimum=0,
+        maximum=1000,
+    )
+    max_size: int = setting(
+        0,
+        "How many wait at most, after bursts that were larger; the memory of a burst halves every\n"
+        "10 minutes. 0 is 4 for each processor. The pool stays at size where this is less.",
         minimum=0,
         maximum=1000,
     )
     max_memory_mib: int = setting(
-        4096,
-        "The pool restores no more VMs when its own would hold more private memory than this,\n"
-        "each counted with reserve_mib.",
+        0,
+        "The pool holds no more VMs than have so much private memory, each counted with\n"
+        "reserve_mib. 0 is an eighth of the machine's memory.",
         minimum=0,
     )
     reserve_mib: int = setting(
         64, "What one waiting VM is counted with (QEMU, shim, translated code).", minimum=1
     )
+    min_available_percent: int = setting(
+        5,
+        "All waiting VMs end while less of the machine's memory is available (MemAvailable).\n"
+        "0: this is not looked at.",
+        minimum=0,
+        maximum=90,
+    )
+    max_stall_percent: int = setting(
+        10,
+        "They end too while tasks wait for memory more of the time than this (the kernel's\n"
+        "pressure stall information) and less than 4 times min_available_percent is available.\n"
+        "0: this is not looked at.",
+        minimum=0,
+        maximum=100,
+    )
+    relief_seconds: float = setting(
+        60.0, "How long memory must not be short before VMs are made to wait again.", minimum=0.0
+    )
     parallel: int = setting(
-        1, "How many VMs are restored for the pool at a time.", minimum=1, maximum=64
+        0,
+        "How many VMs are restored for the pool at a time. 0 is one for each 8 processors, and at\n"
+        "least one.",
+        minimum=0,
+        maximum=64,
     )
     on_the_spot: int = setting(
         0,

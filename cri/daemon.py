@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cri import processes, shapes
+from cri import cgroups, processes, shapes
 from cri.api import v1_pb2 as v1
-from cri.cgroups import Cgroups, limits
 from cri.config import Config
 from cri.index import Container, Index, Names, Pod
 from cri.network.api import TAP, PodIdentity, PodNetwork
-from cri.pool import Limits, Pool
+from cri.pool import Pool
+from cri.pool_size import limits
+from cri.pressure import Memory
 from cri.shims import shape_wire
 from cri.snapshots import Snapshots
 from cri.trace import Trace, Traces
@@ -46,6 +47,7 @@ class Daemon:
     network: PodNetwork
     zygote: Zygote
     snapshots: Snapshots
+    memory: Memory = field(default_factory=Memory)
     index: Index = field(default_factory=Index)
     traces: Traces = field(default_factory=Traces)
     names: Names = field(default_factory=Names)
@@ -55,20 +57,14 @@ class Daemon:
     """VM ids of the pods in the index, and the pods' ids."""
 
     def __post_init__(self) -> None:
-        self.cgroups = Cgroups(self.config.instance)
-        pool = self.config.pool
+        self.cgroups = cgroups.Cgroups(self.config.instance)
         self.pool = Pool(
             self.config.guest.default_shape,
-            Limits(
-                pool.size,
-                pool.parallel,
-                pool.on_the_spot or 2 * (os.cpu_count() or 1),
-                pool.max_memory_mib,
-                pool.reserve_mib,
-            ),
+            limits(self.config.pool, os.cpu_count() or 1, _memory_mib()),
             refill=self.refill,
             spawn=self.spawn,
             kill=self.kill,
+            memory=self.memory.read,
         )
 
     # --- microVMs
@@ -253,7 +249,7 @@ class Daemon:
         vm.cgroup = self.cgroups.path(vm.id, config.linux.cgroup_parent)
         snapshot = self.snapshots.ready(vm.shape)
         emulated = snapshot is None or snapshot.accelerator != "kvm"
-        found = limits(*shapes.wanted(config), emulated=emulated)
+        found = cgroups.limits(*shapes.wanted(config), emulated=emulated)
         pids = [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid]
         work = in_thread(self.cgroups.enter, vm.cgroup, pids, found)
         vm.entering = self.tasks.start(work, f"cgroup of VM {vm.id}")
@@ -340,6 +336,11 @@ class Daemon:
                 shim, pod.vm.shim = pod.vm.shim, None
                 await shim.close()
         await self.snapshots.close()
+
+
+def _memory_mib() -> int:
+    """The host's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 def remove_leftovers(folder: Path, netns: Path, scratch: Path, vm_id: str) -> None:

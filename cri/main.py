@@ -19,6 +19,7 @@ from cri.config import Config, image_limits, load
 from cri.daemon import Daemon
 from cri.network.api import NetworkConfig
 from cri.network.create import create as create_network
+from cri.pressure import PROC, Memory
 from cri.server import Server
 from cri.service.version import thaw_version
 from cri.shims import Shims
@@ -32,6 +33,10 @@ from images.service import Images
 from shim.client import ZygoteClient
 
 log = logging.getLogger("thawd")
+
+PROC_ENV: Final = "THAW_PROC"
+"""Names a folder in the place of /proc for readings of the host's memory, so that a test can make
+it short."""
 
 STOP_GRACE: Final = 10.0
 """Seconds for calls under way when the daemon is told to end."""
@@ -150,7 +155,14 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
     await network.start()
     stack.push_async_callback(network.close)
     shims = Shims(config, zygote)
-    daemon = Daemon(config, images, network, shims, Snapshots(config.state, shims))
+    daemon = Daemon(
+        config,
+        images,
+        network,
+        shims,
+        Snapshots(config.state, shims),
+        Memory(Path(os.environ.get(PROC_ENV, str(PROC)))),
+    )
     shims.on_event = daemon.handle_event
     await in_thread(daemon.cgroups.open)
     stack.push_async_callback(in_thread, daemon.cgroups.close)
@@ -172,8 +184,7 @@ async def _get_ready(daemon: Daemon, spare: list[Vm]) -> None:
     if not daemon.config.snapshot.on_demand or spare:
         await daemon.keep_base_ready()
         await recover.return_to_pool(daemon, spare)
-    if not daemon.config.snapshot.on_demand:
-        daemon.pool.start()
+    daemon.pool.start(refill=not daemon.config.snapshot.on_demand)
 
 
 def notify(text: str) -> None:

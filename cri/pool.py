@@ -7,9 +7,10 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from cri.pool_size import Limits, PoolSize
+from cri.pressure import Memory, Pressure, Reading
 from cri.vms import Vm
 from hostlib.errors import ThawError
 from hostlib.tasks import Tasks
@@ -23,26 +24,11 @@ PATIENCE: Final = 1.0
 would never be filled."""
 SETTLE: Final = 0.1
 """Seconds without a call that starts something, after which a pod is taken to be up."""
+LOOK: Final = 1.0
+"""Seconds between looks at the host's memory and at how many VMs are wanted."""
 
 Spawn = Callable[[str], Awaitable[Vm]]
 Kill = Callable[[Vm], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """`size` VMs wait, `parallel` are restored for the pool at a time, `on_the_spot` for pods that
-    found it empty; see `capacity`."""
-
-    size: int
-    parallel: int = 1
-    on_the_spot: int = 4
-    max_memory_mib: int = 4096
-    reserve_mib: int = 64
-
-    @property
-    def capacity(self) -> int:
-        """How many VMs may wait: fewer than `size` where memory is the limit."""
-        return min(self.size, self.max_memory_mib // self.reserve_mib)
 
 
 class Pool:
@@ -52,6 +38,9 @@ class Pool:
     on the spot by `spawn`, the same path, a few at a time: more would all be late. A VM
     whose shim dies while it waits is thrown away and replaced. After a failure the pool waits,
     longer each time, before it tries again.
+
+    `cri.pool_size` says how many are to wait, and none are while the host's memory is short
+    (`cri.pressure`): those that wait end then, and pods have theirs restored on the spot.
     """
 
     def __init__(
@@ -62,14 +51,20 @@ class Pool:
         refill: Spawn,
         spawn: Spawn,
         kill: Kill,
+        memory: Callable[[], Reading | None] | None = None,
         first_delay: float = FIRST_DELAY,
+        look: float = LOOK,
     ) -> None:
         self.shape = shape
         self.limits = limits
         self.error = ""
         self.starting = 0
         self._refill, self._spawn, self._kill = refill, spawn, kill
-        self._first_delay = first_delay
+        self._memory = memory or Memory().read
+        self._first_delay, self._look = first_delay, look
+        self._sizes = PoolSize(limits.floor, limits.ceiling, limits.parallel)
+        self._pressure = Pressure(limits.pressure)
+        self._leaving: dict[str, Vm] = {}
         self._ready: deque[Vm] = deque()
         self._wanted = asyncio.Event()
         self._tasks = Tasks()
@@ -82,21 +77,38 @@ class Pool:
     def __len__(self) -> int:
         return len(self._ready)
 
-    def start(self) -> None:
-        """Begin to fill the pool."""
-        self._wanted.set()
-        for number in range(self.limits.parallel):
-            self._tasks.start(self._fill(), f"pool refill {number}")
+    @property
+    def size(self) -> int:
+        """How many VMs are to wait now."""
+        return 0 if self._pressure.reason else self._target()
+
+    @property
+    def pressure(self) -> str:
+        """Why none are to wait, in a sentence; empty where memory is not short."""
+        return self._pressure.reason
+
+    def _target(self) -> int:
+        return self._sizes.wanted(asyncio.get_running_loop().time())
+
+    def start(self, *, refill: bool = True) -> None:
+        """Begin to look after the pool, and to fill it."""
+        self._tasks.start(self._tend(), "pool size")
+        if refill:
+            self._wanted.set()
+            for number in range(self.limits.parallel):
+                self._tasks.start(self._fill(), f"pool refill {number}")
 
     def adopt(self, vm: Vm) -> bool:
         """Put a VM that a former daemon left into the pool; False when it is full."""
-        if self._closed or vm.shape != self.shape or len(self._ready) >= self.limits.capacity:
+        if self._closed or vm.shape != self.shape or len(self._ready) >= self.size:
             return False
         self._put(vm)
         return True
 
     async def take(self, shape: str) -> Vm:
         """A ready VM: from the pool, or restored for the caller. Raises what the restore raises."""
+        if shape == self.shape:
+            self._sizes.arrived(asyncio.get_running_loop().time())
         if (vm := await self._ready_one(shape)) is not None:
             return vm
         # No refilling while a pod waits for a VM.
@@ -133,7 +145,7 @@ class Pool:
             self._wanted.set()
             if vm.shim is not None and not vm.shim.closed.is_set():
                 return vm
-            await self._kill(vm)
+            await self._end(vm)
         return None
 
     def _put(self, vm: Vm) -> None:
@@ -146,18 +158,49 @@ class Pool:
         if vm in self._ready:
             self._ready.remove(vm)
             log.warning("VM %s died while it waited in the pool", vm.id)
-            await self._kill(vm)
+            await self._end(vm)
             self._wanted.set()
+
+    async def _end(self, vm: Vm) -> None:
+        """Kill a VM that waits no more; `close` does it again when it comes between."""
+        self._leaving[vm.id] = vm
+        await self._kill(vm)
+        del self._leaving[vm.id]
+
+    async def _tend(self) -> None:
+        while True:
+            self._judge_memory()
+            await self._shrink()
+            if len(self._ready) + self.starting < self.size:
+                self._wanted.set()
+            await asyncio.sleep(self._look)
+
+    def _judge_memory(self) -> None:
+        if (reading := self._memory()) is None:
+            return
+        before = self._pressure.reason
+        room = max(0, self._target() - len(self._ready)) * self.limits.reserve_mib
+        self._pressure.update(reading, asyncio.get_running_loop().time(), room)
+        if self._pressure.reason and not before:
+            log.warning("memory is short, no VM waits: %s", self._pressure.reason)
+        elif before and not self._pressure.reason:
+            log.info("memory is no longer short, the pool is filled again")
+
+    async def _shrink(self) -> None:
+        over = [self._ready.pop() for _ in range(len(self._ready) - self.size)]
+        await asyncio.gather(*(self._end(vm) for vm in over))
 
     async def _fill(self) -> None:
         delay = self._first_delay
         while not self._closed:
-            if self._restoring or len(self._ready) + self.starting >= self.limits.capacity:
+            await self._shrink()
+            if self._restoring or len(self._ready) + self.starting >= self.size:
                 self._wanted.clear()
                 await self._wanted.wait()
                 await self._give_way()
                 continue
             self.starting += 1
+            begun = asyncio.get_running_loop().time()
             try:
                 vm = await self._refill(self.shape)
             except ThawError as error:
@@ -167,6 +210,7 @@ class Pool:
                 delay = min(delay * 2, LONGEST_DELAY)
             else:
                 self.error, delay = "", self._first_delay
+                self._sizes.restored(asyncio.get_running_loop().time() - begun)
                 self._put(vm)
             finally:
                 self.starting -= 1
@@ -175,6 +219,6 @@ class Pool:
         """Stop refilling and kill what waits. Idempotent."""
         self._closed = True
         await self._tasks.close()
-        waiting = list(self._ready)
+        waiting = [*self._ready, *self._leaving.values()]
         self._ready.clear()
         await asyncio.gather(*(self._kill(vm) for vm in waiting), return_exceptions=True)

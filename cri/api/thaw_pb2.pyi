@@ -69,20 +69,24 @@ class PoolResponse(_message.Message):
     def __init__(self, shapes: _Optional[_Iterable[_Union[PoolShape, _Mapping]]] = ..., accelerator: _Optional[str] = ..., accelerator_reason: _Optional[str] = ...) -> None: ...
 
 class PoolShape(_message.Message):
-    __slots__ = ("shape", "snapshot_key", "size", "ready", "starting", "error")
+    __slots__ = ("shape", "snapshot_key", "size", "ready", "starting", "error", "max_size", "pressure")
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_KEY_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     STARTING_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PRESSURE_FIELD_NUMBER: _ClassVar[int]
     shape: str
     snapshot_key: str
     size: int
     ready: int
     starting: int
     error: str
-    def __init__(self, shape: _Optional[str] = ..., snapshot_key: _Optional[str] = ..., size: _Optional[int] = ..., ready: _Optional[int] = ..., starting: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+    max_size: int
+    pressure: str
+    def __init__(self, shape: _Optional[str] = ..., snapshot_key: _Optional[str] = ..., size: _Optional[int] = ..., ready: _Optional[int] = ..., starting: _Optional[int] = ..., error: _Optional[str] = ..., max_size: _Optional[int] = ..., pressure: _Optional[str] = ...) -> None: ...
 
 class TraceRequest(_message.Message):
     __slots__ = ("pod_sandbox_id",)

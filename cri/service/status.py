@@ -61,10 +61,12 @@ def _info(daemon: Daemon) -> dict[str, str]:
     ]
     pool = {
         "shape": daemon.pool.shape,
-        "size": daemon.pool.limits.capacity,
+        "size": daemon.pool.size,
+        "max_size": daemon.pool.limits.ceiling,
         "ready": len(daemon.pool),
         "starting": daemon.pool.starting,
         "error": daemon.pool.error,
+        "pressure": daemon.pool.pressure,
     }
     config = {
         "root": str(daemon.config.root),

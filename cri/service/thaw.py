@@ -111,10 +111,12 @@ async def pool(daemon: Daemon, request: api.PoolRequest) -> api.PoolResponse:
             api.PoolShape(
                 shape=daemon.pool.shape,
                 snapshot_key=found.key if found else "",
-                size=daemon.pool.limits.capacity,
+                size=daemon.pool.size,
                 ready=len(daemon.pool),
                 starting=daemon.pool.starting,
                 error=daemon.pool.error,
+                max_size=daemon.pool.limits.ceiling,
+                pressure=daemon.pool.pressure,
             )
         ],
         accelerator=found.accelerator if found else "",

@@ -74,7 +74,7 @@ class Daemon:
         sections: dict[str, Any] = {
             "registry": {"config_path": str(hosts)},
             "network": {"subnet": subnet, "cni_conf_dir": ""},
-            "pool": {"size": 1},
+            "pool": {"size": 1, "max_size": 1},
         }
         for name, value in (settings or {}).items():
             if value is None:
