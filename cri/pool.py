@@ -107,7 +107,7 @@ class Pool:
 
     async def take(self, shape: str) -> Vm:
         """A ready VM: from the pool, or restored for the caller. Raises what the restore raises."""
-        if shape == self.shape:
+        if shape == self.shape and not self._pressure.reason:
             self._sizes.arrived(asyncio.get_running_loop().time())
         if (vm := await self._ready_one(shape)) is not None:
             return vm
@@ -182,6 +182,8 @@ class Pool:
         room = max(0, self._target() - len(self._ready)) * self.limits.reserve_mib
         self._pressure.update(reading, asyncio.get_running_loop().time(), room)
         if self._pressure.reason and not before:
+            # It comes back as on a fresh node, not as large as it was when memory became short.
+            self._sizes.forget()
             log.warning("memory is short, no VM waits: %s", self._pressure.reason)
         elif before and not self._pressure.reason:
             log.info("memory is no longer short, the pool is filled again")

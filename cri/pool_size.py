@@ -39,10 +39,12 @@ class Limits:
 
     @property
     def floor(self) -> int:
+        """How many wait on a quiet node: fewer than `size` where memory is the limit."""
         return min(self.size, self.max_memory_mib // self.reserve_mib)
 
     @property
     def ceiling(self) -> int:
+        """How many wait at most."""
         return max(self.floor, min(self.max_size, self.max_memory_mib // self.reserve_mib))
 
 
@@ -90,6 +92,10 @@ class PoolSize:
         # What exceeds the ceiling would only make the memory of it last longer.
         self._backlog = min(self._backlog + 1, float(self._ceiling))
         self._peak = max(self._peak, self._backlog)
+
+    def forget(self) -> None:
+        """Begin anew: what was learnt led to more than the host has."""
+        self._backlog = self._peak = 0.0
 
     def restored(self, seconds: float) -> None:
         """A VM was made for the pool in so many seconds."""

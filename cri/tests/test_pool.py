@@ -171,6 +171,25 @@ async def test_holds_nothing_while_memory_is_short() -> None:
     await pool.close()
 
 
+async def test_comes_back_as_on_a_fresh_node_when_memory_was_short() -> None:
+    maker = Maker()
+    readings = [Reading(10_000, 9_000)]
+    more = {"max_size": 6, "pressure": Thresholds(relief_seconds=0.0)}
+    pool = make(maker, 2, memory=lambda: readings[-1], **more)
+    pool.start()
+    for _ in range(6):
+        await pool.take("2x2048")
+    await until(lambda: pool.size > 2)
+    readings.append(Reading(10_000, 100))
+    await until(lambda: bool(pool.pressure) and len(pool) == 0)
+    for _ in range(6):
+        await pool.take("2x2048")
+    readings.append(Reading(10_000, 9_000))
+    await until(lambda: len(pool) == 2)
+    assert pool.size == 2
+    await pool.close()
+
+
 async def test_a_vm_that_is_ready_too_late_for_short_memory_ends() -> None:
     maker = Maker()
     hold = asyncio.Event()

@@ -84,6 +84,17 @@ def test_a_burst_that_came_is_held_for_minutes() -> None:
     assert size.wanted(5.0 + HALF_LIFE) == 20
 
 
+@given(gaps, gaps)
+def test_what_is_forgotten_counts_no_more(before: list[float], after: list[float]) -> None:
+    times = list(itertools.accumulate(after))
+    size = learnt([0.0] * len(before), 2, 50)
+    size.forget()
+    for time in times:
+        size.arrived(time)
+    end = max(times, default=0.0)
+    assert size.wanted(end) == learnt(times, 2, 50).wanted(end)
+
+
 def test_a_steady_stream_that_is_restored_meanwhile_needs_no_more() -> None:
     assert learnt([2.0 * n for n in range(1000)], 10, 50).wanted(2000.0) == 10
 
