@@ -186,10 +186,13 @@ def unclaimed(instance: str, root: Path, state: Path, daemon: int) -> list[str]:
     vms = {path.name for path in (state / "vms").glob("*")}
     bound = {path.parent.name for path in (state / "vms").glob("*/pod.json")}
     found = []
-    for pid, traces in marked(str(root), str(state), f"thaw-{instance}"):
+    processes = list(marked(str(root), str(state), f"thaw-{instance}"))
+    made = (*(state / "netns").glob("*"), *(root / "scratch").glob("*"))
+    # A VM's folder is made first and removed last: one that began meanwhile is there now.
+    vms |= {path.name for path in (state / "vms").glob("*")}
+    for pid, traces in processes:
         if not _descends(pid, daemon) and not any(vm in traces for vm in vms):
             found.append(f"process {pid} {traces[:200]!r}")
-    made = (*(state / "netns").glob("*"), *(root / "scratch").glob("*"))
     found += [f"remnant {path}" for path in made if path.name.split(".")[0] not in vms]
     prefix = f"t{instance}"
     for each in links(instance):
