@@ -16,6 +16,8 @@ from images.model import GIB, MIB, Limits
 
 SHAPE: Final = r"[1-9][0-9]?x[1-9][0-9]{1,6}"
 
+_SYSTEM_IDS: Final = 65536
+
 DEFAULT_FILE: Final = Path("/etc/thaw/config.toml")
 
 
@@ -80,6 +82,22 @@ class Vm:
         minimum=1,
         maximum=24,
     )
+    uid_base: int = setting(
+        ids.WORKER_UID_BASE,
+        "QEMU runs as a user and a group of its own for each VM: this number + its parent's pid,\n"
+        "4194304 ids at most. 0: as root, with the same few capabilities; for volumes on servers\n"
+        "that serve files of all owners to root alone, such as NFS.",
+        minimum=0,
+        maximum=0xFFFFFFFE - ids.WORKER_UIDS,
+    )
+
+    def validate(self) -> None:
+        if 0 < self.uid_base < _SYSTEM_IDS:
+            raise BadValue(
+                "uid_base",
+                f"{self.uid_base} is among the ids of users and services",
+                f"from {_SYSTEM_IDS}, or 0",
+            )
 
 
 @dataclass(frozen=True)

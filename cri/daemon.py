@@ -96,6 +96,7 @@ class Daemon:
             # What waits has the time for it; a pod that waits has not.
             rehearse=self.config.vm.rehearse and waits,
             slots=self.config.vm.slots,
+            uid_base=self.config.vm.uid_base,
             cgroup=self.cgroups.pool if waits else self.cgroups.path(vm_id, ""),
         )
 

@@ -208,6 +208,7 @@ class Shims:
             shape=shape_wire(shape),
             accel=self._config.vm.accel,
             qemu=self._config.vm.qemu,
+            uid_base=self._config.vm.uid_base,
             on_progress=progress,
         )
 

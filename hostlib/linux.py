@@ -8,9 +8,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from collections.abc import Collection
 from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWNET: Final = 0x40000000
 
 MS_RDONLY: Final = 1
@@ -33,10 +35,30 @@ AT_EMPTY_PATH: Final = 0x1000
 AT_RECURSIVE: Final = 0x8000
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
 
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
+PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
 PR_SET_THP_DISABLE: Final = 41
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
+
+CAP_CHOWN: Final = 0
+CAP_DAC_OVERRIDE: Final = 1
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_SETFCAP: Final = 31
+CAP_MAX: Final = 63
+"""No kernel has a capability of a higher number."""
+
+_CAPABILITY_VERSION_3: Final = 0x20080522
 
 F_ADD_SEALS: Final = 1033
 F_GET_SEALS: Final = 1034
@@ -47,9 +69,10 @@ F_SEAL_WRITE: Final = 0x08
 SEALED: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 """The seals of a snapshot's RAM: nobody who holds the descriptor can change it."""
 
-# open_tree and move_mount came after the architectures' tables were unified.
+# These came after the architectures' tables were unified.
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
+_SYS_MOUNT_SETATTR: Final = 442
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -122,10 +145,84 @@ def move_mount(descriptor: int, target: str) -> None:
     )
 
 
-def prctl(option: int, argument: int) -> None:
-    """prctl(2) with one integer argument."""
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr of linux/mount.h."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def restrict_mount(descriptor: int, attributes: int, *, recursive: bool = True) -> None:
+    """Add MOUNT_ATTR_* to the mount behind `descriptor`, and to those below it. Linux 5.12."""
+    attr = _MountAttr(attributes, 0, 0, 0)
+    _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_MOUNT_SETATTR),
+            ctypes.c_int(descriptor),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)),
+            ctypes.byref(attr),
+            ctypes.c_size_t(ctypes.sizeof(attr)),
+        )
+    )
+
+
+def open_read_only(path: str) -> int:
+    """Open a file for reading, in a mount of its own that is read-only.
+
+    Who is given the descriptor can change nothing about the file, whatever its capabilities: a
+    plain read-only descriptor can be opened anew for writing through /proc, and takes fchmod(2).
+    """
+    tree = open_tree(path)
+    try:
+        restrict_mount(tree, MOUNT_ATTR_RDONLY)
+        return os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(tree)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _check(_libc.pivot_root(new_root.encode(), put_old.encode()), new_root)
+
+
+def prctl(option: int, argument: int, second: int = 0) -> None:
+    """prctl(2) with one or two integer arguments."""
     zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), zero, zero, zero))
+    _check(
+        _libc.prctl(
+            ctypes.c_int(option), ctypes.c_ulong(argument), ctypes.c_ulong(second), zero, zero
+        )
+    )
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def set_capabilities(numbers: Collection[int]) -> None:
+    """Give the calling thread exactly these capabilities: effective, permitted and inheritable.
+
+    It must hold them already. See capset(2).
+    """
+    data = (_CapData * 2)()
+    for word in range(2):
+        mask = sum(1 << (number - 32 * word) for number in numbers if number // 32 == word)
+        data[word] = _CapData(mask, mask, mask)
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)))
 
 
 def set_process_name(name: str) -> None:

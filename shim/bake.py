@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostlib import failpoint, linux
+from hostlib import failpoint, ids, linux
 from hostlib.errors import InvalidArgument
 from hostlib.tasks import Tasks
 from shim import protocol
@@ -31,6 +31,7 @@ class BakeRequest:
     shape: dict[str, Any]
     accel: str
     qemu: str
+    uid_base: int = ids.WORKER_UID_BASE
 
 
 def shape_of(data: dict[str, Any]) -> MachineShape:
@@ -64,6 +65,7 @@ async def _bake(request: BakeRequest, connection: protocol.Connection) -> None:
                 snapshots=Path(request.snapshots_dir),
                 accel=chosen,
                 qemu=request.qemu,
+                uid_base=request.uid_base,
                 progress=progress,
             )
             used = bake.accelerator_of(done, chosen)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hostlib import errors, failpoint
+from hostlib import errors, failpoint, ids
 from hostlib.errors import DeadlineExceeded, Internal, ThawError, Unavailable
 from hostlib.process import ENVIRONMENT
 from hostlib.tasks import Tasks
@@ -359,6 +359,7 @@ class ZygoteClient:
         shape: Wire,
         accel: str,
         qemu: str,
+        uid_base: int = ids.WORKER_UID_BASE,
         on_progress: Callable[[str, float], None] | None = None,
     ) -> Wire:
         """Bake a base snapshot, unless it is there, and return the event `baked`.
@@ -381,6 +382,7 @@ class ZygoteClient:
             "shape": shape,
             "accel": accel,
             "qemu": qemu,
+            "uid_base": uid_base,
         }
         _, client = await self._child("bake", params, (), event)
         try:

@@ -161,6 +161,7 @@ class Shim:
                 scratch=scratch,
                 accel=bake.accelerator_of(base, accel.probe(config.accel)),
                 qemu=config.qemu,
+                uid_base=config.uid_base,
             )
         finally:
             # QEMU has its own; the tap goes with it.

@@ -42,6 +42,7 @@ class ShimConfig:
     ``shape`` is the machine shape's own form and passed on as it is. ``slots`` is the number of
     read-only block slots of the snapshot. ``netns`` is where the namespace is pinned. ``cgroup``
     is where the shim and its VM live until a pod is bound; "" leaves the shim where it was forked.
+    ``uid_base`` is the first user id of workers, see `ids.worker_uid`.
     """
 
     instance: str
@@ -56,6 +57,7 @@ class ShimConfig:
     rehearse: bool = True
     slots: int = 12
     cgroup: str = ""
+    uid_base: int = ids.WORKER_UID_BASE
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vmm import sparse
 _FICLONE: Final = 0x40049409
 _SHARE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHARE_OPTIONS: Final = "mode=0755,size=1m,nr_inodes=4096"
+_VOLUME: Final = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 
 
 def make_network_namespace(pin: Path) -> None:
@@ -41,7 +42,8 @@ def make_mount_namespace(share: Path, pins: Path) -> None:
     """Enter a private mount namespace, a slave of the host's, with an empty tmpfs at `share` and
     without `pins`, the mount below which all VMs' network namespaces are pinned.
 
-    All that is mounted there goes with the last process of the shim and its VM.
+    What is mounted below `share` shows in the worker's namespace too, which is made from this one.
+    All of it goes with the last process of the shim and its VM.
     """
     try:
         linux.unshare(linux.CLONE_NEWNS)
@@ -51,6 +53,7 @@ def make_mount_namespace(share: Path, pins: Path) -> None:
             linux.umount(str(pins))
         share.mkdir(mode=0o755, exist_ok=True)
         linux.mount("thaw", str(share), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _SHARE_OPTIONS)
+        linux.mount("none", str(share), flags=linux.MS_SHARED)
     except OSError as error:
         raise FailedPrecondition(
             f"no mount namespace: {error.strerror}", hint="run thawd as root"
@@ -60,6 +63,7 @@ def make_mount_namespace(share: Path, pins: Path) -> None:
 def attach_share(share: Path, name: str, tree: int, *, read_only: bool) -> None:
     """Attach the detached mount behind `tree` at ``share/name``, a folder or a file as it is.
 
+    The guest has the files as they are; the worker can open no device there, and run nothing.
     Raises `InvalidArgument` for a bad name, `FailedPrecondition` when it cannot be attached.
     """
     if _SHARE_NAME.fullmatch(name) is None:
@@ -70,25 +74,15 @@ def attach_share(share: Path, name: str, tree: int, *, read_only: bool) -> None:
             target.mkdir(mode=0o755)
         else:
             target.touch(mode=0o644, exist_ok=False)
-        linux.move_mount(tree, str(target))
+        # Before it is attached: the worker's mount is a copy of this one as it is then.
+        linux.restrict_mount(tree, _VOLUME)
         if read_only:
-            flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _locked_flags(target)
-            linux.mount("none", str(target), flags=flags)
+            linux.restrict_mount(tree, linux.MOUNT_ATTR_RDONLY, recursive=False)
+        linux.move_mount(tree, str(target))
     except OSError as error:
         with contextlib.suppress(FailedPrecondition):
             detach_share(share, name)
         raise FailedPrecondition(f"mount {name} cannot be shared: {error.strerror}") from error
-
-
-def _locked_flags(target: Path) -> int:
-    """The mount's own flags, which a remount has to repeat."""
-    found = os.statvfs(target).f_flag
-    pairs = (
-        (os.ST_NOSUID, linux.MS_NOSUID),
-        (os.ST_NODEV, linux.MS_NODEV),
-        (os.ST_NOEXEC, linux.MS_NOEXEC),
-    )
-    return sum(flag for bit, flag in pairs if found & bit)
 
 
 def detach_share(share: Path, name: str) -> None:

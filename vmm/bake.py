@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hostlib import failpoint
+from hostlib import failpoint, ids
 from hostlib.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -66,7 +66,13 @@ async def settle(vm: MicroVM) -> bool:
 
 
 async def _boot(
-    guest: GuestImage, inputs: Inputs, accel: Accelerator, qemu: str, share: Path, memory: int
+    guest: GuestImage,
+    inputs: Inputs,
+    accel: Accelerator,
+    qemu: str,
+    uid_base: int,
+    share: Path,
+    memory: int,
 ) -> MicroVM:
     """A booted VM whose agent answers. Raises `DeadlineExceeded` or `VmDied`, with the console."""
     for path in (guest.kernel, guest.initramfs):
@@ -83,6 +89,7 @@ async def _boot(
         qemu=qemu,
         share=share,
         ram_fd=memory,
+        uid_base=uid_base,
         channel=inputs.channel,
     )
     try:
@@ -122,6 +129,7 @@ async def _capture(
     guest: GuestImage,
     accel: Accelerator,
     qemu: str,
+    uid_base: int,
     progress: Progress,
 ) -> Snapshot:
     size = inputs.shape.memory_bytes
@@ -132,7 +140,7 @@ async def _capture(
     try:
         progress("booting the guest", 0.05)
         disk_size = await in_thread(_load, guest.scratch, disk)
-        vm = await _boot(guest, inputs, accel, qemu, share, memory)
+        vm = await _boot(guest, inputs, accel, qemu, uid_base, share, memory)
         try:
             await vm.attach(SCRATCH_SLOT, disk, read_only=False)
             await vm.agent.request("scratch.mount", {"slot": SCRATCH_SLOT})
@@ -169,6 +177,7 @@ async def _bake_with(
     snapshots: Path,
     accel: Accelerator,
     qemu: str,
+    uid_base: int,
     progress: Progress,
     channel: str,
 ) -> Snapshot:
@@ -187,7 +196,7 @@ async def _bake_with(
     staged: Path | None = None
     try:
         staged = snapshot.staging(snapshots, inputs.key)
-        baked = await _capture(inputs, staged, folder, guest, accel, qemu, progress)
+        baked = await _capture(inputs, staged, folder, guest, accel, qemu, uid_base, progress)
         await failpoint.hit("bake.publish")
         progress("publishing", 0.95)
         return await snapshot.publish(staged, baked)
@@ -211,23 +220,25 @@ async def bake(
     accel: Accelerator,
     qemu: str,
     progress: Progress,
+    uid_base: int = ids.WORKER_UID_BASE,
 ) -> Snapshot:
     """The base snapshot of `shape`: the one that is there and whole, else a new one.
 
     An accelerator that was only probed is proven here: when a guest does not boot with it within
     `vmm.accel.PROOF_TIMEOUT`, the bake goes on with TCG; the accelerator used is in the snapshot's
-    inputs. Raises `ResourceExhausted` when the disk is full, `FailedPrecondition` for a missing or
-    old QEMU, `DeadlineExceeded`, `VmDied`. Nothing but a whole snapshot is ever published.
+    inputs. `uid_base` is `MicroVM.restore`'s. Raises `ResourceExhausted` when the disk is full,
+    `FailedPrecondition` for a missing or old QEMU, `DeadlineExceeded`, `VmDied`. Nothing but a whole
+    snapshot is ever published.
     """
     channel = channels.choose()
     try:
-        done = await _bake_with(guest, shape, snapshots, accel, qemu, progress, channel)
+        done = await _bake_with(guest, shape, snapshots, accel, qemu, uid_base, progress, channel)
     except (DeadlineExceeded, VmDied) as error:
         if accel.name == "tcg":
             raise
         slower = accelerators.disproved(accel, error.message)
         log.warning("%s", slower.reason)
-        done = await _bake_with(guest, shape, snapshots, slower, qemu, progress, channel)
+        done = await _bake_with(guest, shape, snapshots, slower, qemu, uid_base, progress, channel)
     progress("baked", 1.0)
     return done
 

@@ -8,11 +8,11 @@ import enum
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from hostlib import failpoint
+from hostlib import failpoint, ids, linux
 from hostlib.errors import (
     DataLoss,
     FailedPrecondition,
@@ -25,7 +25,7 @@ from vmm import ram, rehearse, tap
 from vmm.accel import Accelerator
 from vmm.agent.client import AgentClient
 from vmm.guest import GuestImage
-from vmm.qemu import argv
+from vmm.qemu import argv, confine
 from vmm.qemu.build import identify
 from vmm.qemu.driver import ExitReason, Process
 from vmm.qemu.qmp import Qmp, QmpFailed, QmpGone
@@ -89,10 +89,9 @@ class MicroVM:
         tap_fd: int | None,
         share: Path,
         console_limit: int,
-        cgroup_procs: Sequence[Path],
-        prepare: Callable[[], None] | None,
+        uid_base: int,
         channel: str,
-        boot: argv.KernelBoot | None = None,
+        boot: tuple[int, int] | None = None,
         devices_fd: int | None = None,
     ) -> MicroVM:
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
@@ -113,11 +112,14 @@ class MicroVM:
                 serial, other = pair()
                 agent, agent_fd = argv.SerialAgent(other.fileno()), other.fileno()
                 open_agent = channels.connected(serial)
+            own_network = tap_fd is None
             if tap_fd is None:
                 tap_fd = tap.open_private_tap()
                 theirs.callback(os.close, tap_fd)
+            program = os.path.realpath(qemu)
             machine = argv.Machine(
-                qemu=qemu,
+                qemu=program,
+                name=str(share),
                 accel=accel.name,
                 shape=shape,
                 ram_path=f"/proc/self/fd/{ram_fd}",
@@ -126,21 +128,28 @@ class MicroVM:
                 agent=agent,
                 console_fd=console[1].fileno(),
                 tap_fd=tap_fd,
-                share=str(share),
-                boot=boot,
+                share=f"/{confine.SHARE}",
+                boot=argv.KernelBoot(*(f"/proc/self/fd/{fd}" for fd in boot)) if boot else None,
                 incoming=boot is None,
             )
             passed = [qmp[1].fileno(), agent_fd, console[1].fileno(), tap_fd, ram_fd]
+            passed += boot or ()
             if devices_fd is not None:
                 passed.append(devices_fd)
+            confinement = confine.Confinement(
+                ids.worker_uid(uid_base, os.getpid()),
+                share,
+                Path(program),
+                devices=("/dev/kvm",) if accel.name == "kvm" else (),
+                own_network=own_network,
+            )
             await failpoint.hit("vm.start")
             process = Process.start(
                 argv.argv(machine),
+                confinement=confinement,
                 pass_fds=passed,
                 console=console[0],
                 console_limit=console_limit,
-                cgroup_procs=cgroup_procs,
-                prepare=prepare,
             )
             ours.pop_all()
         vm = cls(process, qmp[0], serial, open_agent)
@@ -164,28 +173,28 @@ class MicroVM:
         qemu: str,
         scratch: Path | None = None,
         console_limit: int = 65536,
-        cgroup_procs: Sequence[Path] = (),
-        prepare: Callable[[], None] | None = None,
+        uid_base: int = ids.WORKER_UID_BASE,
     ) -> MicroVM:
         """A VM in the snapshot's state, paused. Descriptors stay the caller's.
 
         `ram_fd` is the snapshot's RAM (`vmm.ram.load`); without a `tap_fd` the VM gets a TAP that
         leads nowhere; `share` is the folder that the guest can mount over 9p; `scratch` is this
-        VM's own copy of the snapshot's scratch disk, without which it runs no container. Raises
+        VM's own copy of the snapshot's scratch disk, without which it runs no container. QEMU runs
+        confined (`vmm.qemu.confine`), with the user id `ids.worker_uid` of `uid_base`. Raises
         `FailedPrecondition` when the snapshot was baked by another QEMU or for another machine,
         `DataLoss` when QEMU refuses it, `VmDied`. Nothing is left behind on failure.
         """
         build = await identify(qemu)
         snapshot.check_qemu(build, accel.name)
         try:
-            devices = os.open(snapshot.devices, os.O_RDONLY | os.O_CLOEXEC)
+            devices = linux.open_read_only(str(snapshot.devices))
         except OSError as error:
             raise DataLoss(
                 f"snapshot {snapshot.key[:12]} has lost its device state", hint="thaw bake"
             ) from error
         try:
             vm = await cls._start(
-                qemu=qemu,
+                qemu=build.path,
                 accel=accel,
                 shape=snapshot.shape,
                 ram_fd=ram_fd,
@@ -193,8 +202,7 @@ class MicroVM:
                 tap_fd=tap_fd,
                 share=share,
                 console_limit=console_limit,
-                cgroup_procs=cgroup_procs,
-                prepare=prepare,
+                uid_base=uid_base,
                 channel=snapshot.inputs.channel,
                 devices_fd=devices,
             )
@@ -229,8 +237,7 @@ class MicroVM:
         tap_fd: int | None = None,
         ram_fd: int | None = None,
         console_limit: int = 65536,
-        cgroup_procs: Sequence[Path] = (),
-        prepare: Callable[[], None] | None = None,
+        uid_base: int = ids.WORKER_UID_BASE,
         channel: str = channels.SERIAL,
     ) -> MicroVM:
         """A VM that boots its kernel: what a bake begins with. Running on return.
@@ -238,11 +245,18 @@ class MicroVM:
         `ram_fd` is an empty, writable memfd that then holds the guest's memory. Raises
         `FailedPrecondition`, `VmDied`.
         """
-        await identify(qemu)
-        memory = ram.create("thaw-boot") if ram_fd is None else ram_fd
-        try:
+        build = await identify(qemu)
+        with contextlib.ExitStack() as files:
+            memory = ram_fd
+            if memory is None:
+                memory = ram.create("thaw-boot")
+                files.callback(os.close, memory)
+            kernel = linux.open_read_only(str(guest.kernel))
+            files.callback(os.close, kernel)
+            initramfs = linux.open_read_only(str(guest.initramfs))
+            files.callback(os.close, initramfs)
             vm = await cls._start(
-                qemu=qemu,
+                qemu=build.path,
                 accel=accel,
                 shape=shape,
                 ram_fd=memory,
@@ -250,14 +264,10 @@ class MicroVM:
                 tap_fd=tap_fd,
                 share=share,
                 console_limit=console_limit,
-                cgroup_procs=cgroup_procs,
-                prepare=prepare,
+                uid_base=uid_base,
                 channel=channel,
-                boot=argv.KernelBoot(str(guest.kernel), str(guest.initramfs)),
+                boot=(kernel, initramfs),
             )
-        finally:
-            if ram_fd is None:
-                os.close(memory)
         vm._become(State.RUNNING)
         return vm
 
@@ -325,8 +335,12 @@ class MicroVM:
                 await self._fill(slot, source, read_only)
                 return
             try:
-                mode = os.O_RDONLY if read_only else os.O_RDWR
-                descriptor = os.open(source, mode | os.O_CLOEXEC)
+                # Layers are other pods' too.
+                descriptor = (
+                    linux.open_read_only(str(source))
+                    if read_only
+                    else os.open(source, os.O_RDWR | os.O_CLOEXEC)
+                )
             except OSError as error:
                 raise FailedPrecondition(
                     f"disk image {source} does not open: {error.strerror}"

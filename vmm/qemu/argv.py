@@ -86,6 +86,8 @@ class Machine:
     """One QEMU process. Numbers are descriptors that it inherits."""
 
     qemu: str
+    name: str
+    """Tells whose process it is, in a list of them."""
     accel: str
     shape: MachineShape
     ram_path: str
@@ -185,6 +187,7 @@ def argv(machine: Machine) -> list[str]:
         chardev, channel = ["-chardev", f"socket,id=agent,fd={machine.agent.fd}"], SERIAL
     line = [
         machine.qemu,
+        *("-name", _escape(machine.name)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
         *("-sandbox", SANDBOX),
         *("-object", memory),

@@ -8,13 +8,13 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from hostlib import linux
 from hostlib.errors import FailedPrecondition
+from vmm.qemu.confine import Confinement
 
 RING: Final = 64 * 1024
 """Bytes kept of the console, and of standard error: the last ones."""
@@ -96,31 +96,28 @@ class Process:
         cls,
         argv: Sequence[str],
         *,
+        confinement: Confinement,
         pass_fds: Sequence[int],
         console: socket.socket,
         console_limit: int = RING,
-        cgroup_procs: Sequence[Path] = (),
-        prepare: Callable[[], None] | None = None,
     ) -> Process:
         """Start QEMU. Call it on the main thread: the parent-death signal is tied to the thread.
 
-        `cgroup_procs` are cgroup.procs files that the child writes itself into before its exec;
-        `prepare` runs in the child after that, such as a change of uid. Raises
-        `FailedPrecondition` when QEMU is not there.
+        Raises `FailedPrecondition` when QEMU is not there, or cannot be confined.
         """
         parent = os.getpid()
-        groups = [os.fsencode(path) for path in cgroup_procs]
+        told, tell = os.pipe()
 
         def child_setup() -> None:
-            for path in groups:
-                descriptor = os.open(path, os.O_WRONLY)
-                os.write(descriptor, b"0")
-                os.close(descriptor)
-            if prepare is not None:
-                prepare()
-            # QEMU asks for huge pages in TCG's code buffer, which a small guest fills sparsely.
-            linux.prctl(linux.PR_SET_THP_DISABLE, 1)
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            try:
+                confinement.enter()
+                # QEMU asks for huge pages in TCG's code buffer, which a small guest fills sparsely.
+                linux.prctl(linux.PR_SET_THP_DISABLE, 1)
+                # After the change of uid, which clears it.
+                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            except OSError as error:
+                os.write(tell, str(error).encode())
+                raise
             if os.getppid() != parent:
                 os._exit(127)
 
@@ -141,7 +138,17 @@ class Process:
                 f"{argv[0]} is not installed", hint="apt-get install qemu-system-x86"
             ) from error
         except (PermissionError, subprocess.SubprocessError) as error:
+            os.set_blocking(told, False)
+            with contextlib.suppress(BlockingIOError):
+                if why := os.read(told, 4096).decode(errors="replace"):
+                    raise FailedPrecondition(
+                        f"{argv[0]} cannot be confined: {why}",
+                        hint="thawd needs Linux 5.12, root, and in a container all capabilities",
+                    ) from error
             raise FailedPrecondition(f"{argv[0]} cannot be started: {error}") from error
+        finally:
+            os.close(told)
+            os.close(tell)
         return cls(child, console, console_limit)
 
     def _on_console(self) -> None:

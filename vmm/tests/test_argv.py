@@ -9,6 +9,7 @@ from vmm.shape import LADDER, MachineShape, pick
 def machine(**changes: object) -> argv.Machine:
     values: dict[str, object] = {
         "qemu": "/usr/bin/qemu",
+        "name": "/run/thaw/vms/abc/share",
         "accel": "tcg",
         "shape": MachineShape(1, 256),
         "ram_path": "/proc/self/fd/9",
