@@ -227,8 +227,8 @@ async def bake(
     An accelerator that was only probed is proven here: when a guest does not boot with it within
     `vmm.accel.PROOF_TIMEOUT`, the bake goes on with TCG; the accelerator used is in the snapshot's
     inputs. `uid_base` is `MicroVM.restore`'s. Raises `ResourceExhausted` when the disk is full,
-    `FailedPrecondition` for a missing or old QEMU, `DeadlineExceeded`, `VmDied`. Nothing but a whole
-    snapshot is ever published.
+    `FailedPrecondition` for a missing or old QEMU, `DeadlineExceeded`, `VmDied`. Nothing but a
+    whole snapshot is ever published.
     """
     channel = channels.choose()
     try:
