@@ -54,7 +54,6 @@ CAP_CHOWN: Final = 0
 CAP_DAC_OVERRIDE: Final = 1
 CAP_FOWNER: Final = 3
 CAP_FSETID: Final = 4
-CAP_SETFCAP: Final = 31
 CAP_MAX: Final = 63
 """No kernel has a capability of a higher number."""
 

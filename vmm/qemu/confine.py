@@ -1,6 +1,6 @@
 """The worker's confinement: what a compromised QEMU could still see and do.
 
-A worker has a user id that nobody else has, five capabilities over files, a root that shows its
+A worker has a user id that nobody else has, four capabilities over files, a root that shows its
 programs and its pod's shared folder, and nothing to become more with. Its guest's files come as
 descriptors.
 """
@@ -20,11 +20,11 @@ CAPABILITIES: Final = (
     linux.CAP_DAC_OVERRIDE,
     linux.CAP_FOWNER,
     linux.CAP_FSETID,
-    linux.CAP_SETFCAP,
 )
 """What the 9p server needs to act in a volume for every user of the guest: give files to their
-owner, work on files of others, keep set-id bits, set file capabilities. No others: CAP_MKNOD would
-make device nodes for whoever is on the host, CAP_DAC_READ_SEARCH opens files by handle, anywhere.
+owner, work on files of others, change their mode, keep their set-id bits. No others: CAP_MKNOD
+would make device nodes for whoever is on the host, CAP_DAC_READ_SEARCH opens files by handle,
+anywhere; file capabilities, which need CAP_SETFCAP, QEMU's server does not carry.
 """
 
 OPEN_FILES: Final = 65536
