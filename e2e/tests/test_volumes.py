@@ -22,14 +22,16 @@ def owned(path: Path) -> tuple[int, int, int]:
     return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
 
 
-def start(pod: Pod, folder: Path, *, user: int = 0, name: str = "main", **mount: bool) -> Container:
+def start(
+    pod: Pod, folder: Path, *, user: int = 0, name: str = "main", readonly: bool = False
+) -> Container:
     """A container of this user with `folder` at /data."""
     context = v1_pb2.LinuxContainerSecurityContext(run_as_user=v1_pb2.Int64Value(value=user))
     return pod.start(
         WEBAPP,
         SLEEP,
         name=name,
-        mounts=[v1_pb2.Mount(container_path="/data", host_path=str(folder), **mount)],
+        mounts=[v1_pb2.Mount(container_path="/data", host_path=str(folder), readonly=readonly)],
         linux=v1_pb2.LinuxContainerConfig(security_context=context),
     )
 
