@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from cri import config
 from cri.config import default_guest_dir
+from hostlib import ids
+from hostlib.errors import ThawError
 from hostlib.process import ENVIRONMENT
+from vmm.qemu.confine import HINT as CONFINEMENT_HINT
+from vmm.qemu.confine import Confinement
 
 Level = Literal["ok", "warning", "missing"]
 
@@ -68,6 +75,39 @@ def _qemu() -> Iterator[Finding]:
         )
     else:
         yield Finding("qemu", "ok", f"{path} {match[0]}")
+
+
+def _worker() -> Iterator[Finding]:
+    try:
+        base = config.load(None).vm.uid_base
+    except ThawError as error:
+        yield Finding("worker", "warning", error.message, error.hint or "")
+        return
+    with tempfile.TemporaryDirectory(prefix="thaw-doctor-") as share:
+        uid = ids.worker_uid(base, os.getpid())
+        qemu = Path(_which("qemu-system-x86_64") or "/usr/bin/qemu-system-x86_64")
+        why = Confinement(uid, Path(share), qemu).probe() if os.geteuid() == 0 else "not root"
+    if why:
+        yield Finding("worker", "missing", f"QEMU cannot be confined: {why}", CONFINEMENT_HINT)
+        return
+    last = base + ids.WORKER_UIDS
+    users = [entry.pw_name for entry in pwd.getpwall() if base <= entry.pw_uid <= last]
+    if base == 0:
+        yield Finding(
+            "worker",
+            "warning",
+            "QEMU runs as root, with four capabilities",
+            "set vm.uid_base, unless volumes need root",
+        )
+    elif users:
+        yield Finding(
+            "worker",
+            "warning",
+            f"vm.uid_base {base}: {', '.join(users[:3])} has an id of that range",
+            f"set vm.uid_base so that nobody has the {ids.WORKER_UIDS} ids from there on",
+        )
+    else:
+        yield Finding("worker", "ok", f"QEMU is confined, with user ids from {base} on")
 
 
 def _programs() -> Iterator[Finding]:
@@ -157,6 +197,7 @@ def _memory() -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _root,
     _qemu,
+    _worker,
     _programs,
     _guest,
     _accelerator,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hostlib import records
+from hostlib import linux, records
 from hostlib.errors import DataLoss, FailedPrecondition
 from vmm import sparse
 
@@ -101,6 +104,25 @@ class GuestImage:
                     f"guest image file {path} is missing or damaged", hint="rebuild: make setup"
                 )
         return image
+
+    @contextlib.contextmanager
+    def boot_files(self) -> Iterator[tuple[int, int]]:
+        """Descriptors of kernel and initramfs that a worker can read alone; closed at the end.
+
+        Raises `FailedPrecondition` when one is gone.
+        """
+        with contextlib.ExitStack() as opened:
+            found = []
+            for path in (self.kernel, self.initramfs):
+                try:
+                    found.append(linux.open_read_only(str(path)))
+                except OSError as error:
+                    raise FailedPrecondition(
+                        f"the guest image has lost {path}: {error.strerror}",
+                        hint="build it again: make setup",
+                    ) from error
+                opened.callback(os.close, found[-1])
+            yield found[0], found[1]
 
     def to_record(self) -> dict[str, Any]:
         return {

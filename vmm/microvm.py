@@ -91,7 +91,7 @@ class MicroVM:
         console_limit: int,
         uid_base: int,
         channel: str,
-        boot: tuple[int, int] | None = None,
+        boot: argv.KernelBoot | None = None,
         devices_fd: int | None = None,
     ) -> MicroVM:
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
@@ -129,11 +129,12 @@ class MicroVM:
                 console_fd=console[1].fileno(),
                 tap_fd=tap_fd,
                 share=f"/{confine.SHARE}",
-                boot=argv.KernelBoot(*(f"/proc/self/fd/{fd}" for fd in boot)) if boot else None,
+                boot=boot,
                 incoming=boot is None,
             )
             passed = [qmp[1].fileno(), agent_fd, console[1].fileno(), tap_fd, ram_fd]
-            passed += boot or ()
+            if boot is not None:
+                passed += [boot.kernel_fd, boot.initramfs_fd]
             if devices_fd is not None:
                 passed.append(devices_fd)
             confinement = confine.Confinement(
@@ -251,10 +252,7 @@ class MicroVM:
             if memory is None:
                 memory = ram.create("thaw-boot")
                 files.callback(os.close, memory)
-            kernel = linux.open_read_only(str(guest.kernel))
-            files.callback(os.close, kernel)
-            initramfs = linux.open_read_only(str(guest.initramfs))
-            files.callback(os.close, initramfs)
+            kernel, initramfs = files.enter_context(guest.boot_files())
             vm = await cls._start(
                 qemu=build.path,
                 accel=accel,
@@ -266,7 +264,7 @@ class MicroVM:
                 console_limit=console_limit,
                 uid_base=uid_base,
                 channel=channel,
-                boot=(kernel, initramfs),
+                boot=argv.KernelBoot(kernel, initramfs),
             )
         vm._become(State.RUNNING)
         return vm

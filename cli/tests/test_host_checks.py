@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import pwd
+
 import pytest
 
 from cli import host_checks
+from cri import config
+from cri.config import Config, Vm
+from vmm.qemu.confine import Confinement
 
 
 def test_every_finding_that_is_not_good_has_a_hint() -> None:
@@ -29,3 +34,24 @@ def test_an_old_qemu_is_refused(
     found = {finding.name: finding for finding in host_checks.all_findings()}
     assert found["qemu"].level == "missing"
     assert "5.2" in found["qemu"].message
+
+
+@pytest.mark.parametrize(("base", "message"), [(0, "as root"), (65536, "nobody-in-range")])
+def test_ids_that_are_not_a_workers_alone_are_told(
+    monkeypatch: pytest.MonkeyPatch, base: int, message: str
+) -> None:
+    user = pwd.struct_passwd(("nobody-in-range", "x", 65537, 65537, "", "/", "/bin/sh"))
+    monkeypatch.setattr(config, "load", lambda _: Config(vm=Vm(uid_base=base)))
+    monkeypatch.setattr(Confinement, "probe", lambda _: "")
+    monkeypatch.setattr(pwd, "getpwall", lambda: [user])
+    found = {finding.name: finding for finding in host_checks.all_findings()}
+    assert found["worker"].level == "warning"
+    assert message in found["worker"].message
+    assert "vm.uid_base" in found["worker"].hint
+
+
+def test_a_host_that_cannot_confine_qemu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Confinement, "probe", lambda _: "no such call")
+    found = {finding.name: finding for finding in host_checks.all_findings()}
+    assert found["worker"].level == "missing"
+    assert "no such call" in found["worker"].message

@@ -33,6 +33,12 @@ def test_precedence(tmp_path: Path) -> None:
         ('[pool]\nsize = "2"\n', ":2: pool.size: must be an integer", "integer"),
         ("[pool]\nsize = true\n", ":2: pool.size", "integer"),
         ("[pool]\nsize = -1\n", ":2: pool.size: -1 is out of range", "from 0"),
+        (
+            "[vm]\nuid_base = 1000\n",
+            ":2: vm.uid_base: 1000 is among the ids of users",
+            "from 65536",
+        ),
+        ("[vm]\nuid_base = 4294967295\n", ":2: vm.uid_base: 4294967295 is out of range", "from 0"),
         ('log_level = "loud"\n', ":1: log_level: 'loud' is not known", "debug"),
         ('root = "here"\n', ":1: root: 'here' is no absolute path", "/"),
         ('listen = "tcp://x"\n', ":1: listen", "unix://"),

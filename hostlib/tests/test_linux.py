@@ -56,3 +56,29 @@ def test_ids_are_what_they_say(tmp_path: Path) -> None:
     assert ids.is_vm_id(ids.new_vm_id())
     assert not ids.is_object_id("../" + "a" * 61)
     assert ids.instance_id(tmp_path) != ids.instance_id("/")
+
+
+def test_a_file_opened_read_only_stays_so_for_whoever_has_the_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "layer"
+    path.write_text("as it was")
+    descriptor = linux.open_read_only(str(path))
+    try:
+        assert os.read(descriptor, 100) == b"as it was"
+        for change in (
+            lambda: os.fchmod(descriptor, 0o777),
+            lambda: os.fchown(descriptor, 1, 1),
+            lambda: os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR),
+        ):
+            with pytest.raises(OSError, match="Read-only file system"):
+                change()
+    finally:
+        os.close(descriptor)
+    with path.open("a") as file:
+        file.write(", and the host can change it")
+
+
+def test_no_two_workers_have_one_id() -> None:
+    base = ids.WORKER_UID_BASE
+    assert ids.worker_uid(base, 17) != ids.worker_uid(base, 18)
+    assert ids.worker_uid(base, ids.WORKER_UIDS) < 1 << 31
+    assert ids.worker_uid(0, 17) == 0

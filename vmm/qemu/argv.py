@@ -60,10 +60,10 @@ SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecon
 
 @dataclass(frozen=True)
 class KernelBoot:
-    """What a cold boot loads; a restore needs none of it."""
+    """What a cold boot loads, as inherited descriptors; a restore needs none of it."""
 
-    kernel: str
-    initramfs: str
+    kernel_fd: int
+    initramfs_fd: int
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def argv(machine: Machine) -> list[str]:
     ]
     if machine.boot is not None:
         line += [
-            *("-kernel", machine.boot.kernel),
-            *("-initrd", machine.boot.initramfs),
+            *("-kernel", f"/proc/self/fd/{machine.boot.kernel_fd}"),
+            *("-initrd", f"/proc/self/fd/{machine.boot.initramfs_fd}"),
             *("-append", kernel_command_line(channel)),
         ]
     if machine.incoming:

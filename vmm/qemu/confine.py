@@ -30,6 +30,11 @@ anywhere; file capabilities, which need CAP_SETFCAP, QEMU's server does not carr
 OPEN_FILES: Final = 65536
 """Descriptors of a worker, mostly files that its guest has open in volumes."""
 
+SHARE: Final = "share"
+"""Where a worker finds its shared folder, below its root."""
+
+HINT: Final = "thawd needs root, Linux 5.12, and in a container all capabilities"
+
 _LIBRARIES: Final = ("bin", "lib", "lib32", "lib64")
 _ROOT: Final = "worker"
 _PROC_OPTIONS: Final = "hidepid=ptraceable,subset=pid"
@@ -63,6 +68,26 @@ class Confinement:
         _limit(resource.RLIMIT_CORE, 0)
         _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
         self._drop()
+
+    def probe(self) -> str:
+        """Why no process can be confined so on this host; "" when one can.
+
+        Forks: call it where no other thread holds a lock that the child could need. Blocking.
+        """
+        told, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                self.enter()
+            except OSError as error:
+                os.write(tell, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(tell)
+        with open(told, "rb") as source:
+            why = source.read().decode(errors="replace")
+        os.waitpid(child, 0)
+        return why
 
     def _change_root(self) -> None:
         linux.mount("none", "/", flags=linux.MS_REC | linux.MS_SLAVE)
@@ -123,10 +148,6 @@ class Confinement:
         for number in CAPABILITIES:
             linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_RAISE, number)
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-
-
-SHARE: Final = "share"
-"""Where a worker finds its shared folder, below its root."""
 
 
 def _dump_nothing() -> None:

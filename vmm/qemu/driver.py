@@ -14,7 +14,7 @@ from typing import Final
 
 from hostlib import linux
 from hostlib.errors import FailedPrecondition
-from vmm.qemu.confine import Confinement
+from vmm.qemu import confine
 
 RING: Final = 64 * 1024
 """Bytes kept of the console, and of standard error: the last ones."""
@@ -96,7 +96,7 @@ class Process:
         cls,
         argv: Sequence[str],
         *,
-        confinement: Confinement,
+        confinement: confine.Confinement,
         pass_fds: Sequence[int],
         console: socket.socket,
         console_limit: int = RING,
@@ -143,7 +143,7 @@ class Process:
                 if why := os.read(told, 4096).decode(errors="replace"):
                     raise FailedPrecondition(
                         f"{argv[0]} cannot be confined: {why}",
-                        hint="thawd needs Linux 5.12, root, and in a container all capabilities",
+                        hint=confine.HINT,
                     ) from error
             raise FailedPrecondition(f"{argv[0]} cannot be started: {error}") from error
         finally:

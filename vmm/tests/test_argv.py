@@ -33,20 +33,22 @@ def test_restore_loads_no_kernel_and_maps_ram_privately() -> None:
 
 
 def test_boot_loads_the_kernel_and_shares_ram() -> None:
-    boot = argv.KernelBoot("/k", "/i")
+    boot = argv.KernelBoot(7, 8)
     line = argv.argv(machine(boot=boot, incoming=False, ram_shared=True))
-    assert line[line.index("-kernel") + 1] == "/k"
+    assert line[line.index("-kernel") + 1] == "/proc/self/fd/7"
     assert "-incoming" not in line
     assert any(item.endswith("share=on") for item in line)
 
 
 def test_commas_in_paths_are_doubled() -> None:
-    assert any("path=/srv/a,,b,security_model" in item for item in argv.argv(machine()))
+    line = argv.argv(machine(name="/run/a,b"))
+    assert any("path=/srv/a,,b,security_model" in item for item in line)
+    assert line[line.index("-name") + 1] == "/run/a,,b"
 
 
 def test_the_guest_sees_the_same_machine_at_bake_and_restore() -> None:
     own = ("-kernel", "-initrd", "-incoming", "-object", "-chardev", "-netdev", "-fsdev", "-append")
-    boot = machine(boot=argv.KernelBoot("/k", "/i"), incoming=False, ram_shared=True, tap_fd=44)
+    boot = machine(boot=argv.KernelBoot(7, 8), incoming=False, ram_shared=True, tap_fd=44)
 
     def seen(line: list[str]) -> list[tuple[str, str]]:
         rest = line[line.index("-machine") :]
@@ -58,7 +60,7 @@ def test_the_guest_sees_the_same_machine_at_bake_and_restore() -> None:
 
 def test_the_channel_is_baked_into_the_machine_its_ends_are_not() -> None:
     def line(cid: int, incoming: bool) -> list[str]:
-        boot = None if incoming else argv.KernelBoot("/k", "/i")
+        boot = None if incoming else argv.KernelBoot(7, 8)
         agent = argv.VsockAgent(cid + 1, cid)
         return argv.argv(machine(agent=agent, boot=boot, incoming=incoming))
 

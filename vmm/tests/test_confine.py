@@ -1,0 +1,102 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hostlib import ids
+from hostlib.errors import FailedPrecondition
+from vmm.accel import Accelerator
+from vmm.microvm import MicroVM
+from vmm.qemu.confine import Confinement
+from vmm.snapshot import Snapshot
+
+QEMU = Path("/usr/bin/qemu-system-x86_64")
+UID = ids.WORKER_UID_BASE + 1
+
+
+def confined(confinement: Confinement, *argv: str) -> tuple[int, str]:
+    """The exit code and the output of a program that runs as the worker would."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(writer, 1)
+            os.dup2(writer, 2)
+            confinement.enter()
+            os.execv(argv[0], argv)
+        finally:
+            os._exit(99)
+    os.close(writer)
+    with open(reader) as source:
+        output = source.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
+
+
+def test_what_a_worker_sees(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, output = confined(
+        Confinement(UID, tmp_path, QEMU), "/usr/bin/find", "/", "-maxdepth", "1"
+    )
+    seen = {line for line in output.split() if line.startswith("/")}
+    links = {f"/{name}" for name in ("bin", "lib", "lib32", "lib64") if Path(f"/{name}").exists()}
+    assert code == 0
+    assert seen == {"/", "/etc", "/proc", "/share", "/usr"} | links
+    assert confined(Confinement(UID, tmp_path, QEMU), "/usr/bin/ls", "/share") == (0, "file\n")
+    assert (tmp_path / "file").exists(), "the host's folder is not covered"
+
+
+def test_what_a_worker_is(tmp_path: Path) -> None:
+    code, output = confined(Confinement(UID, tmp_path, QEMU), "/usr/bin/id", "-u")
+    assert (code, output) == (0, f"{UID}\n")
+    code, output = confined(Confinement(UID, tmp_path, QEMU), "/usr/bin/id", "-G")
+    assert (code, output) == (0, f"{UID}\n")
+    touch = ("/usr/bin/touch", "/share/made")
+    assert confined(Confinement(UID, tmp_path, QEMU), *touch) == (0, "")
+    assert (tmp_path / "made").stat().st_uid == UID
+
+
+def test_a_device_that_it_needs_opens(tmp_path: Path) -> None:
+    read = ("/usr/bin/head", "-c", "2", "/dev/zero")
+    assert confined(Confinement(UID, tmp_path, QEMU, ("/dev/zero",)), *read) == (0, "\0\0")
+    code, output = confined(Confinement(UID, tmp_path, QEMU), *read)
+    assert code != 0
+    assert "No such file" in output
+
+
+def test_an_installation_outside_of_usr_is_seen_with_what_is_beside_it(tmp_path: Path) -> None:
+    share, prefix = tmp_path / "share", tmp_path / "own"
+    share.mkdir()
+    for name in ("bin", "libexec"):
+        (prefix / name).mkdir(parents=True)
+    program = prefix / "bin" / "qemu"
+    shutil.copy("/usr/bin/env", program)
+    (prefix / "libexec" / "data").write_text("firmware")
+    (tmp_path / "secret").touch()
+    listing = (str(program), "/usr/bin/ls", str(tmp_path), str(prefix / "libexec"))
+    code, output = confined(Confinement(UID, share, program), *listing)
+    assert code == 0
+    assert "data" in output
+    assert "secret" not in output
+
+
+def test_why_a_worker_cannot_be_confined_is_said(tmp_path: Path) -> None:
+    assert Confinement(UID, tmp_path, QEMU).probe() == ""
+    assert "No such file" in Confinement(UID, tmp_path / "absent", QEMU).probe()
+
+
+async def test_a_vm_whose_worker_cannot_be_confined_does_not_start(
+    snapshot: Snapshot, ram_fd: int, accelerator: Accelerator, qemu: str, tmp_path: Path
+) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FailedPrecondition, match=r"cannot be confined: .*No such file") as caught:
+        await MicroVM.restore(
+            snapshot,
+            ram_fd=ram_fd,
+            tap_fd=None,
+            share=tmp_path / "absent",
+            accel=accelerator,
+            qemu=qemu,
+        )
+    assert caught.value.hint
+    assert len(os.listdir("/proc/self/fd")) == len(before)
