@@ -146,6 +146,7 @@ class Shim:
         await failpoint.hit("birth.tap")
         tap_fd = tap.open_tap(config.tap_name)
         try:
+            tap.leave_to_namespace(tap_fd)
             # Without a thread, which would be the shim's only one and cost half a MiB for its
             # whole life: no pod depends on it before its VM stands.
             base = snapshot.read(Path(config.snapshot))
@@ -164,7 +165,7 @@ class Shim:
                 uid_base=config.uid_base,
             )
         finally:
-            # QEMU has its own; the tap goes with it.
+            # QEMU has its own.
             os.close(tap_fd)
         try:
             self._record = dataclasses.replace(

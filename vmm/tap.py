@@ -12,6 +12,7 @@ from hostlib import linux
 from hostlib.errors import FailedPrecondition, InvalidArgument
 
 _TUNSETIFF: Final = 0x400454CA
+_TUNSETPERSIST: Final = 0x400454CB
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
@@ -41,6 +42,15 @@ def open_tap(name: str) -> int:
             f"the TAP {name} cannot be made: {error.strerror}", hint="it needs CAP_NET_ADMIN"
         ) from error
     return descriptor
+
+
+def leave_to_namespace(descriptor: int) -> None:
+    """Let the TAP live on without descriptors, until its network namespace goes.
+
+    Else QEMU's end waits until the kernel has unregistered the device, half of the time that its
+    end takes; a namespace is cleaned up behind everybody's back.
+    """
+    fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
 
 
 def open_private_tap() -> int:
