@@ -23,9 +23,11 @@ PATIENCE: Final = 1.0
 """Seconds for which refilling gives way to pods that start: under a steady stream of them the pool
 would never be filled."""
 SETTLE: Final = 0.1
-"""Seconds without a call that starts something, after which a pod is taken to be up."""
+"""Seconds after a pod took a VM in which more may come, and between looks at how many do."""
 LOOK: Final = 1.0
 """Seconds between looks at the host's memory and at how many VMs are wanted."""
+ONE_AFTER_ANOTHER: Final = 1
+"""So many starts at a time leave room: a pool that waited for each would not keep up with them."""
 
 Spawn = Callable[[str], Awaitable[Vm]]
 Kill = Callable[[Vm], Awaitable[None]]
@@ -71,7 +73,6 @@ class Pool:
         self._spot = asyncio.Semaphore(limits.on_the_spot)
         self._restoring = 0
         self._under_way = 0
-        self._calls = 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -122,21 +123,19 @@ class Pool:
 
     @contextlib.contextmanager
     def giving_way(self) -> Iterator[None]:
-        """While a pod or container starts in this block, refilling waits, up to `PATIENCE`."""
+        """While several pods or containers start in blocks like this, refilling waits, up to
+        `PATIENCE`."""
         self._under_way += 1
-        self._calls += 1
         try:
             yield
         finally:
             self._under_way -= 1
-            self._calls += 1
 
     async def _give_way(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                seen = -1
-                while self._under_way or seen != self._calls:
-                    seen = self._calls
+                await asyncio.sleep(SETTLE)
+                while self._under_way > ONE_AFTER_ANOTHER:
                     await asyncio.sleep(SETTLE)
 
     async def _ready_one(self, shape: str) -> Vm | None:

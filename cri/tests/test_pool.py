@@ -82,7 +82,7 @@ async def test_refilling_gives_way_to_pods_that_start() -> None:
     pool = make(maker, 1)
     pool.start()
     await until(lambda: len(pool) == 1)
-    with pool.giving_way():
+    with pool.giving_way(), pool.giving_way():
         await pool.take("2x2048")
         for _ in range(20):
             await asyncio.sleep(0.01)
