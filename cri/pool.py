@@ -23,7 +23,7 @@ PATIENCE: Final = 1.0
 """Seconds for which refilling gives way to pods that start: under a steady stream of them the pool
 would never be filled."""
 SETTLE: Final = 0.1
-"""Seconds after a pod took a VM in which more may come, and between looks at how many do."""
+"""Seconds after a pod took a VM in which more may come."""
 LOOK: Final = 1.0
 """Seconds between looks at the host's memory and at how many VMs are wanted."""
 ONE_AFTER_ANOTHER: Final = 1
@@ -73,6 +73,8 @@ class Pool:
         self._spot = asyncio.Semaphore(limits.on_the_spot)
         self._restoring = 0
         self._under_way = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._closed = False
 
     def __len__(self) -> int:
@@ -125,18 +127,24 @@ class Pool:
     def giving_way(self) -> Iterator[None]:
         """While several pods or containers start in blocks like this, refilling waits, up to
         `PATIENCE`."""
-        self._under_way += 1
+        self._start_or_end(1)
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._start_or_end(-1)
+
+    def _start_or_end(self, more: int) -> None:
+        self._under_way += more
+        if self._under_way > ONE_AFTER_ANOTHER:
+            self._calm.clear()
+        else:
+            self._calm.set()
 
     async def _give_way(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await asyncio.sleep(SETTLE)
-                while self._under_way > ONE_AFTER_ANOTHER:
-                    await asyncio.sleep(SETTLE)
+                await self._calm.wait()
 
     async def _ready_one(self, shape: str) -> Vm | None:
         while shape == self.shape and self._ready:
