@@ -30,6 +30,8 @@ def default_guest_dir() -> Path:
 
 
 _GUEST: Final = default_guest_dir()
+_FILE: Final = "(/.*)?"
+_FILE_HINT: Final = "an absolute path, or nothing"
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,8 @@ class Network:
     cni_conf_dir: str = setting(
         "/etc/cni/net.d",
         "The folder with CNI configurations; the first by name is used. Empty: CNI is not used.",
-        pattern="(/.*)?",
-        pattern_hint="an absolute path, or nothing",
+        pattern=_FILE,
+        pattern_hint=_FILE_HINT,
     )
     cni_bin_dirs: tuple[Path, ...] = setting(
         (Path("/opt/cni/bin"), Path("/usr/lib/cni")), "Where CNI plugins are looked for."
@@ -252,6 +254,62 @@ class Network:
                 ipaddress.ip_address(server)
             except ValueError as error:
                 raise BadValue("dns_servers", str(error), "write addresses, not names") from error
+
+
+@dataclass(frozen=True)
+class Streaming:
+    address: str = setting(
+        "127.0.0.1",
+        "Where the server of exec, attach and port-forward listens: an address of this host.",
+    )
+    port: int = setting(0, "Its port. 0: one that is free.", minimum=0, maximum=65535)
+    tls_cert: str = setting(
+        "",
+        "The server's certificate, with its chain, as PEM. Empty: no TLS. Certificate, key and\n"
+        "authority are read again when a file changes; what is wrong then is not used.",
+        pattern=_FILE,
+        pattern_hint=_FILE_HINT,
+    )
+    tls_key: str = setting("", "Its key, as PEM.", pattern=_FILE, pattern_hint=_FILE_HINT)
+    tls_client_ca: str = setting(
+        "",
+        "The authority whose certificates clients must show, as PEM. Empty: none is asked for.",
+        pattern=_FILE,
+        pattern_hint=_FILE_HINT,
+    )
+    allow_plain_remote: bool = setting(
+        False,
+        "Whether to serve without TLS on an address that other machines reach. Who listens on the\n"
+        "way reads all that goes through terminals, and can use a URL before its owner.",
+    )
+    idle_timeout_seconds: float = setting(
+        4 * 3600.0, "A connection on which nothing moves for so long is closed.", minimum=1.0
+    )
+    creation_timeout_seconds: float = setting(
+        30.0,
+        "How long a client may take for its request, and then to open its streams.",
+        minimum=0.1,
+    )
+    max_connections: int = setting(
+        1024, "How many clients are served at a time.", minimum=1, maximum=100_000
+    )
+
+    def validate(self) -> None:
+        try:
+            address = ipaddress.ip_address(self.address)
+        except ValueError as error:
+            raise BadValue("address", str(error), "write an address, not a name") from error
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing = "tls_key" if self.tls_cert else "tls_cert"
+            raise BadValue(missing, "certificate and key go together", "set both, or none")
+        if self.tls_client_ca and not self.tls_cert:
+            raise BadValue("tls_client_ca", "there is no TLS without tls_cert", "set tls_cert, too")
+        if not (address.is_loopback or self.tls_cert or self.allow_plain_remote):
+            raise BadValue(
+                "address",
+                f"{self.address} would be served without TLS to other machines",
+                "set tls_cert and tls_key, or allow_plain_remote = true",
+            )
 
 
 @dataclass(frozen=True)
@@ -301,6 +359,7 @@ class Config:
     registry: Registry = field(default_factory=Registry)
     images: Images = field(default_factory=Images)
     network: Network = field(default_factory=Network)
+    streaming: Streaming = field(default_factory=Streaming)
     snapshot: Snapshot = field(default_factory=Snapshot)
     timeouts: Timeouts = field(default_factory=Timeouts)
 

@@ -22,6 +22,8 @@ from cri.pool_size import limits
 from cri.pressure import Memory
 from cri.shims import shape_wire
 from cri.snapshots import Snapshots
+from cri.streaming.requests import Request
+from cri.streaming.server import StreamingServer
 from cri.trace import Trace, Traces
 from cri.vms import Shim, Vm, Wire, Zygote
 from hostlib import failpoint, ids, linux
@@ -55,6 +57,8 @@ class Daemon:
     tasks: Tasks = field(default_factory=Tasks)
     bound: dict[str, str] = field(default_factory=dict)
     """VM ids of the pods in the index, and the pods' ids."""
+    streaming: StreamingServer | None = None
+    """Of exec, attach and port-forward; None until it listens."""
 
     def __post_init__(self) -> None:
         self.cgroups = cgroups.Cgroups(self.config.instance)
@@ -295,6 +299,12 @@ class Daemon:
                 f"container {container.id} is {container.record.state}, not running"
             )
         return container, self.pod_of(container.record)
+
+    def streaming_url(self, request: Request) -> str:
+        """A one-shot URL. Raises `Unavailable` and `ResourceExhausted`."""
+        if self.streaming is None:
+            raise Unavailable("the streaming server does not listen yet")
+        return self.streaming.url(request)
 
     def find_image(self, ref: str) -> Image:
         """The image of that name or id. Raises `NotFound`."""

@@ -24,6 +24,8 @@ from cri.server import Server
 from cri.service.version import thaw_version
 from cri.shims import Shims
 from cri.snapshots import Snapshots
+from cri.streaming.server import StreamingServer
+from cri.streams import DaemonStreams, options
 from cri.vms import Vm
 from hostlib import failpoint
 from hostlib import log as logs
@@ -37,6 +39,8 @@ log = logging.getLogger("thawd")
 PROC_ENV: Final = "THAW_PROC"
 """Names a folder in the place of /proc for readings of the host's memory, so that a test can make
 it short."""
+
+MAX_DESCRIPTORS: Final = 1024 * 1024
 
 STOP_GRACE: Final = 10.0
 """Seconds for calls under way when the daemon is told to end."""
@@ -59,16 +63,16 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """The entry point; exit code 1 when the daemon cannot start, with the reason."""
-    options = arguments(argv)
+    given = arguments(argv)
     failpoint.load_environment()
     flags: dict[str, Any] = {
-        "root": _absolute(options.root),
-        "state": _absolute(options.state),
-        "listen": options.listen,
-        "log_level": options.log_level,
+        "root": _absolute(given.root),
+        "state": _absolute(given.state),
+        "listen": given.listen,
+        "log_level": given.log_level,
     }
     try:
-        config = load(options.config, flags)
+        config = load(given.config, flags)
         logs.setup(config.log_level, process="thawd")
         raise_open_files()
         asyncio.run(serve(config))
@@ -98,12 +102,17 @@ async def serve(config: Config) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for folder, noun in ((config.root, "root"), (config.state, "state")):
             stack.callback(os.close, locks.lock(folder, noun))
+        _raise_descriptor_limit()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         daemon = await _build(config, stack)
         found = await recover.recover(daemon)
         stack.push_async_callback(recover.end_spare, daemon, found.spare)
         await _hold_images(daemon)
+        streaming = StreamingServer(options(config.streaming), DaemonStreams(daemon))
+        await streaming.start()
+        stack.push_async_callback(streaming.stop)
+        daemon.streaming = streaming
         server = Server(daemon, config.socket_path)
         await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE)
@@ -185,6 +194,13 @@ async def _get_ready(daemon: Daemon, spare: list[Vm]) -> None:
         await daemon.keep_base_ready()
         await recover.return_to_pool(daemon, spare)
     daemon.pool.start(refill=not daemon.config.snapshot.on_demand)
+
+
+def _raise_descriptor_limit() -> None:
+    """A forwarded connection takes a descriptor; shells start daemons with room for 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def notify(text: str) -> None:

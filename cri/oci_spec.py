@@ -156,6 +156,10 @@ def exec_process(spec: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> 
     process = dict(spec["process"])
     process["args"] = list(argv)
     process["terminal"] = tty
+    if tty:
+        # As containerd does, also where the image or the container names another.
+        others = [each for each in process.get("env", ()) if not each.startswith("TERM=")]
+        process["env"] = [*others, "TERM=xterm"]
     return process
 
 

@@ -19,6 +19,7 @@ from cri.api import thaw_pb2, thaw_pb2_grpc, v1_pb2_grpc
 from cri.daemon import Daemon
 from cri.interceptors import Boundary
 from cri.service import (
+    attach,
     container_create,
     container_list,
     container_remove,
@@ -32,6 +33,7 @@ from cri.service import (
     image_pull,
     image_remove,
     image_status,
+    port_forward,
     runtime_config,
     sandbox_list,
     sandbox_remove,
@@ -43,6 +45,7 @@ from cri.service import (
     update_runtime_config,
     version,
 )
+from cri.service import exec as exec_
 from hostlib.errors import FailedPrecondition, Unimplemented
 
 log = logging.getLogger(__name__)
@@ -72,6 +75,9 @@ RUNTIME: Final[dict[str, Verb]] = {
     "ListContainers": container_list.run,
     "ReopenContainerLog": container_reopen_log.run,
     "ExecSync": exec_sync.run,
+    "Exec": exec_.run,
+    "Attach": attach.run,
+    "PortForward": port_forward.run,
 }
 
 IMAGE: Final[dict[str, Verb]] = {

@@ -73,6 +73,7 @@ def _info(daemon: Daemon) -> dict[str, str]:
         "state": str(daemon.config.state),
         "instance": daemon.config.instance,
         "guest": str(daemon.config.guest.dir),
+        "streaming": daemon.streaming.base if daemon.streaming else "",
     }
     return {
         "config": json.dumps(config),

@@ -14,6 +14,7 @@ from cri.config import Config
 from cri.daemon import Daemon
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
 from cri.snapshots import Snapshots
+from cri.streaming.tests.guests import End, take
 from cri.vms import ExecResult, Shim, Wire
 from hostlib.errors import NotFound, ThawError, Unavailable
 from images.model import Image, ImageConfig, Layer, Usage
@@ -29,6 +30,13 @@ IMAGE = Image(
 )
 
 
+async def _cat(source: End, sink: End) -> None:
+    while data := await source.read():
+        await sink.write(data)
+    source.close()
+    sink.close()
+
+
 class FakeShim:
     """A shim that remembers what it was told."""
 
@@ -40,6 +48,7 @@ class FakeShim:
         self.containers: dict[str, ContainerRecord] = {}
         self.fail: dict[str, ThawError] = {}
         self.silent = False
+        self.execs: dict[str, asyncio.Task[None]] = {}
         self.key = "key"
         self._event = event
 
@@ -114,6 +123,10 @@ class FakeShim:
     async def container_reopen_log(self, container_id: str) -> None:
         self._note("container_reopen_log", container_id)
 
+    async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult:
+        self._note("exec_sync", container_id, process, timeout)
+        return ExecResult(3, b"out", b"err")
+
     async def exec_open(
         self,
         container_id: str,
@@ -124,12 +137,14 @@ class FakeShim:
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> str:
-        self._note("exec_open", container_id, process, terminal, (stdin, stdout, stderr))
-        return "1"
+        self._note("exec_open", container_id, process, terminal)
+        name = f"exec-{len(self.execs)}"
+        self.execs[name] = asyncio.create_task(_cat(take(stdin), take(stdout)))
+        return name
 
     async def exec_wait(self, name: str) -> int:
-        self._note("exec_wait", name)
-        return 0
+        await self.execs[name]
+        return 3
 
     async def exec_resize(self, name: str, width: int, height: int) -> None:
         self._note("exec_resize", name, width, height)
@@ -142,17 +157,16 @@ class FakeShim:
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> None:
-        self._note("attach_open", container_id, (stdin, stdout, stderr))
+        self._note("attach_open", container_id)
+        self.execs["attach"] = asyncio.create_task(_cat(take(stdin), take(stdout)))
 
     async def container_resize(self, container_id: str, width: int, height: int) -> None:
         self._note("container_resize", container_id, width, height)
 
     async def forward_open(self, port: int, sock: int) -> None:
-        self._note("forward_open", port, sock)
-
-    async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult:
-        self._note("exec_sync", container_id, process, timeout)
-        return ExecResult(3, b"out", b"err")
+        self._note("forward_open", port)
+        end = take(sock)
+        self.execs[f"port-{port}"] = asyncio.create_task(_cat(end, end))
 
     async def shutdown(self) -> None:
         self._note("shutdown")

@@ -99,7 +99,9 @@ class SpdyClient:
         with contextlib.suppress(StreamClosed, OSError):
             view = memoryview(data)
             while True:
-                taken = self.connection.send_data(stream_id, view[:65536], fin=fin and len(view) <= 65536)
+                taken = self.connection.send_data(
+                    stream_id, view[:65536], fin=fin and len(view) <= 65536
+                )
                 self.flush()
                 await self.writer.drain()
                 view = view[taken:]

@@ -94,7 +94,10 @@ async def test_versions_tell_failure_in_their_way(protocol: str, text: bytes | N
 async def test_v1_ends_stdin_and_resets_the_error_stream_at_once() -> None:
     backend = FakeBackend()
     backend.program = cat
-    async with serving(backend) as server, spdy(exec_url(server, IN_OUT), "channel.k8s.io") as client:
+    async with (
+        serving(backend) as server,
+        spdy(exec_url(server, IN_OUT), "channel.k8s.io") as client,
+    ):
         ids = await client.command("stdin", "stdout")
         await client.until(lambda: client.streams[ids["error"]].reset)
         await client.until(lambda: client.streams[ids["stdin"]].ended)
@@ -106,7 +109,9 @@ async def test_the_first_known_protocol_is_taken_and_none_is_refused() -> None:
     backend = FakeBackend()
     backend.program = cat
     async with serving(backend) as server:
-        async with spdy(exec_url(server, OUT), "v9.channel.k8s.io", "v3.channel.k8s.io", V4) as client:
+        async with spdy(
+            exec_url(server, OUT), "v9.channel.k8s.io", "v3.channel.k8s.io", V4
+        ) as client:
             assert client.protocol == "v3.channel.k8s.io"
         with pytest.raises(Rejected) as caught:
             async with spdy(exec_url(server, OUT), "v9.channel.k8s.io"):
@@ -273,19 +278,18 @@ async def test_unknown_and_second_streams_are_ignored() -> None:
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
     backend = FakeBackend()
     backend.program = cat
-    async with serving(backend, idle=0.4) as server:
-        async with (
-            spdy(exec_url(server, IN_OUT)) as busy,
-            spdy(exec_url(server, IN_OUT)) as idle,
-        ):
-            await idle.command("stdin", "stdout")
-            await busy.command("stdin", "stdout")
-            waiting = asyncio.create_task(idle.until_closed())
-            while not waiting.done():
-                busy.connection.ping()
-                busy.flush()
-                await asyncio.sleep(0.05)
-            assert not busy.closed
+    async with (
+        serving(backend, idle=0.4) as server, spdy(exec_url(server, IN_OUT)) as busy,
+        spdy(exec_url(server, IN_OUT)) as idle,
+    ):
+        await idle.command("stdin", "stdout")
+        await busy.command("stdin", "stdout")
+        waiting = asyncio.create_task(idle.until_closed())
+        while not waiting.done():
+            busy.connection.ping()
+            busy.flush()
+            await asyncio.sleep(0.05)
+        assert not busy.closed
 
 
 async def test_a_client_that_breaks_the_protocol_is_told_and_closed() -> None:
