@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from cri.streaming.link import Link
 from cri.streaming.spdy.connection import Connection
@@ -23,8 +24,8 @@ from cri.streaming.spdy.frames import ResetStatus
 from cri.streaming.spdy.limits import Limits
 from cri.streaming.streams import PIECE, Bytes, ClientStream
 
-# Two streams for each forwarded connection.
-LIMITS = Limits(streams=4096)
+# Two for each forwarded connection, of which a shim has 1,024 at most.
+LIMITS: Final = Limits(streams=2048)
 
 Opened = Callable[["SpdyStream", Mapping[str, str]], None]
 

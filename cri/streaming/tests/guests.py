@@ -184,3 +184,14 @@ async def cat(guest: Guest) -> int:
 async def echo(end: End) -> None:
     while data := await end.read():
         await end.write(data)
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what nobody announces; the test's own time-out bounds it."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
