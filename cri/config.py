@@ -300,8 +300,10 @@ class Streaming:
         except ValueError as error:
             raise BadValue("address", str(error), "write an address, not a name") from error
         if bool(self.tls_cert) != bool(self.tls_key):
-            missing = "tls_key" if self.tls_cert else "tls_cert"
-            raise BadValue(missing, "certificate and key go together", "set both, or none")
+            given, missing = "tls_cert", "tls_key"
+            if self.tls_key:
+                given, missing = missing, given
+            raise BadValue(given, f"there is no {missing} with it", "set both, or none")
         if self.tls_client_ca and not self.tls_cert:
             raise BadValue("tls_client_ca", "there is no TLS without tls_cert", "set tls_cert, too")
         if not (address.is_loopback or self.tls_cert or self.allow_plain_remote):

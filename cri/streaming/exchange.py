@@ -59,7 +59,7 @@ class HttpRequest:
 
 
 class Exchange:
-    """Reads the request of a link and answers it."""
+    """Reads the request of a link, which it takes over, and answers it."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -67,10 +67,10 @@ class Exchange:
         self._head: h11.Request | None = None
         self._body = 0
         self._read: asyncio.Future[HttpRequest] = asyncio.get_running_loop().create_future()
+        link.receive = self._receive
 
     async def request(self) -> HttpRequest:
         """The request, body and all. Raises `Refused`, `ConnectionError` when the client left."""
-        self._link.receive = self._receive
         ends: list[asyncio.Future[Any]] = [self._read, self._link.gone]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not self._read.done():

@@ -31,6 +31,7 @@ _BUFFER: Final = memoryview(bytearray(MOST_READ))
 
 class Link(asyncio.BufferedProtocol):
     """`receive` gets what the client sends; it may be replaced at any time, and must not raise.
+    It is to be set before `connect`: a client's first bytes come with the last of TLS' handshake.
 
     `gone` is done when the connection is over, whoever ended it.
     """
@@ -92,6 +93,11 @@ class Link(asyncio.BufferedProtocol):
             self.gone.set_result(None)
 
     # --- what sessions call
+
+    @property
+    def connected(self) -> bool:
+        """Whether the socket is the link's own."""
+        return self._transport is not None
 
     def write(self, data: bytes) -> None:
         """Queues bytes; dropped when the connection is over."""
@@ -172,8 +178,10 @@ class Link(asyncio.BufferedProtocol):
         return state[0] != _ESTABLISHED
 
 
-async def accepted(sock: socket.socket, context: ssl.SSLContext | None, handshake: float) -> Link:
-    """The link over a socket that was accepted, and is its own from now on.
+async def connect(
+    link: Link, sock: socket.socket, context: ssl.SSLContext | None, handshake: float
+) -> None:
+    """Gives a link its socket, which was accepted and is closed with it, or when this fails.
 
     Raises `OSError` (`ssl.SSLError` among them) when TLS, where `context` is given, does not stand
     within `handshake` seconds.
@@ -181,8 +189,7 @@ async def accepted(sock: socket.socket, context: ssl.SSLContext | None, handshak
     loop = asyncio.get_running_loop()
     options = {} if context is None else {"ssl_handshake_timeout": handshake}
     try:
-        _, link = await loop.connect_accepted_socket(Link, sock, ssl=context, **options)
+        await loop.connect_accepted_socket(lambda: link, sock, ssl=context, **options)
     except BaseException:
         sock.close()
         raise
-    return link

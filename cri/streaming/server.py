@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cri.streaming.certificates import CertificateFiles, Certificates
 from cri.streaming.exchange import Exchange, Refused
-from cri.streaming.link import Link, accepted
+from cri.streaming.link import Link, connect
 from cri.streaming.requests import Backend, Request
 from cri.streaming.sessions import Client, Session, agree
 from cri.streaming.tokens import Tokens
@@ -115,12 +115,12 @@ class StreamingServer:
             task.add_done_callback(lambda done: self._unasked.pop(done, None))
 
     async def _serve(self, sock: socket.socket) -> None:
-        link: Link | None = None
+        link = Link()
+        exchange = Exchange(link)
         try:
             async with asyncio.timeout(self._options.creation_timeout) as deadline:
                 context = await self._certificates.context() if self._certificates else None
-                link = await accepted(sock, context, self._options.creation_timeout)
-                exchange = Exchange(link)
+                await connect(link, sock, context, self._options.creation_timeout)
                 try:
                     session = await self._session(exchange, link)
                 except Refused as refused:
@@ -131,7 +131,10 @@ class StreamingServer:
         except (OSError, TimeoutError) as error:
             log.debug("a streaming connection was given up: %s", error)
         finally:
-            sock.close() if link is None else link.abort()
+            if link.connected:
+                link.abort()
+            else:
+                sock.close()
 
     async def _session(self, exchange: Exchange, link: Link) -> Session:
         """What the client has a right to, its protocol agreed. Raises `Refused`."""

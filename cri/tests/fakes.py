@@ -31,10 +31,12 @@ IMAGE = Image(
 
 
 async def _cat(source: End, sink: End) -> None:
-    while data := await source.read():
-        await sink.write(data)
-    source.close()
-    sink.close()
+    try:
+        while data := await source.read():
+            await sink.write(data)
+    finally:
+        source.close()
+        sink.close()
 
 
 class FakeShim:

@@ -46,6 +46,11 @@ def test_precedence(tmp_path: Path) -> None:
         ('[guest]\nshapes = ["big"]\n', ":2: guest.shapes: 'big'", "CPUS"),
         ('[guest]\ndefault_shape = "3x99"\n', ":2: guest.default_shape", "one of"),
         ("[pool\n", ":1: not TOML", "sections"),
+        ('[streaming]\naddress = "0.0.0.0"\n', ":2: streaming.address", "allow_plain_remote"),
+        ('[streaming]\naddress = "localhost"\n', ":2: streaming.address", "not a name"),
+        ('[streaming]\ntls_cert = "/c"\n', ":2: streaming.tls_cert: there is no tls_key", "both"),
+        ('[streaming]\ntls_client_ca = "/c"\n', ":2: streaming.tls_client_ca", "tls_cert"),
+        ('[streaming]\ntls_key = "c"\n', ":2: streaming.tls_key: 'c'", "absolute"),
         ("[timeouts]\nbake_seconds = 1\n", ":2: timeouts.bake_seconds", "from 10"),
     ],
 )
@@ -57,6 +62,18 @@ def test_refusals_name_file_line_key_and_hint(
         config.check(file)
     assert f"{file}{where}" in caught.value.message
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'address = "::1"',
+        'address = "::"\nallow_plain_remote = true',
+        'address = "0.0.0.0"\ntls_cert = "/c"\ntls_key = "/k"',
+    ],
+)
+def test_where_the_streaming_server_may_listen(tmp_path: Path, text: str) -> None:
+    config.check(write(tmp_path / "c.toml", f"[streaming]\n{text}\n"))
 
 
 def test_a_flag_is_named(tmp_path: Path) -> None:

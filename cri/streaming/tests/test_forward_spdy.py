@@ -13,8 +13,9 @@ import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection
 
+from cri.streaming import spdy_streams
 from cri.streaming.server import StreamingServer
-from cri.streaming.spdy_streams import LIMITS
+from cri.streaming.spdy.limits import Limits
 from cri.streaming.tests.guests import (
     End,
     FakeBackend,
@@ -291,7 +292,8 @@ async def test_half_a_pair_is_given_up_and_a_second_stream_of_a_kind_refused() -
         await client.until(lambda: client.streams[data].reset)
 
 
-async def test_connections_that_are_over_are_forgotten() -> None:
+async def test_connections_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spdy_streams, "LIMITS", Limits(streams=64))
     backend = FakeBackend()
     backend.ports[80] = echo
     async with serving(backend) as server, direct(server) as client:
@@ -303,6 +305,6 @@ async def test_connections_that_are_over_are_forgotten() -> None:
             await client.finished(errors)
 
         # With more streams, in all, than may be open at once.
-        for first in range(0, LIMITS.streams // 2 + 50, 50):
-            await asyncio.gather(*(connect(number) for number in range(first, first + 50)))
+        for first in range(0, 100, 20):
+            await asyncio.gather(*(connect(number) for number in range(first, first + 20)))
         assert not client.connection.open_streams
