@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,18 +33,43 @@ class Crictl:
             )
         )
 
+    def argv(self, *argv: str) -> list[str]:
+        """The command line of a crictl command."""
+        return [str(PROGRAM), "--config", str(self.config), *argv]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**ENVIRONMENT, "HOME": str(self.folder)}
+
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run crictl; AssertionError with its stderr where it fails and `check` is set."""
         done = subprocess.run(
-            [str(PROGRAM), "--config", str(self.config), *argv],
+            self.argv(*argv),
             capture_output=True,
             text=True,
             check=False,
             timeout=180,
-            env={**ENVIRONMENT, "HOME": str(self.folder)},
+            env=self.environment,
         )
         assert done.returncode == 0 or not check, (argv, done.stdout, done.stderr)
         return done
+
+    @contextlib.contextmanager
+    def running(
+        self, *argv: str, stdin: int = subprocess.DEVNULL
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A crictl that runs on, its output in pipes; killed at the end of the block."""
+        with subprocess.Popen(
+            self.argv(*argv),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def out(self, *argv: str) -> str:
         return self.run(*argv).stdout.strip()
