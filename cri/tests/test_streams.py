@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cri.api import v1_pb2 as v1
-from cri.config import Config, Streaming
+from cri.config import Config
 from cri.service import (
     attach,
     container_create,
@@ -25,6 +25,7 @@ from cri.service import exec as exec_
 from cri.streaming.remote_command import Outcome, decode_outcome
 from cri.streaming.server import StreamingServer
 from cri.streaming.tests.spdy_client import spdy
+from cri.streaming_config import Streaming
 from cri.streams import DaemonStreams, options
 from cri.tests.fakes import FakeShim, World, make_world
 from hostlib.errors import (
