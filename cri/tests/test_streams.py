@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cri.service import (
 from cri.service import exec as exec_
 from cri.streaming.remote_command import Outcome, decode_outcome
 from cri.streaming.server import StreamingServer
+from cri.streaming.tests.guests import descriptors, until
 from cri.streaming.tests.spdy_client import spdy
 from cri.streaming_config import Streaming
 from cri.streams import DaemonStreams, options
@@ -136,6 +138,30 @@ async def test_port_forward(node: Node) -> None:
         assert await client.finished(errors) == (
             f"error forwarding port 81 to pod {node.pod}, uid : connection refused".encode()
         )
+
+
+async def test_a_client_that_leaves_cuts_no_call_to_the_shim(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    connect = node.shim.forward_open
+
+    async def slow(port: int, sock: int) -> None:
+        asked.set()
+        await go_on.wait()
+        await connect(port, sock)
+
+    monkeypatch.setattr(node.shim, "forward_open", slow)
+    before = descriptors()
+    url = (await port_forward.run(node.daemon, v1.PortForwardRequest(pod_sandbox_id=node.pod))).url
+    async with spdy(url, "portforward.k8s.io") as client:
+        for kind in ("error", "data"):
+            await client.open(streamtype=kind, port="80", requestid="0")
+        await asked.wait()
+    # The client's, the server's, and its end of the pair; the shim's end is kept for the call.
+    await until(lambda: descriptors() <= before + 1)
+    go_on.set()
+    await until(lambda: ("forward_open", 80) in node.shim.calls and descriptors() <= before)
 
 
 @pytest.mark.parametrize(

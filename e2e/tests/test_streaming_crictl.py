@@ -20,7 +20,7 @@ from demo.images import PAGE
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
-from e2e.harness.refs import NGINX, SHELL, SLEEP
+from e2e.harness.refs import NGINX, SHELL, SLEEP, WEBAPP
 from e2e.harness.terminal import Terminal
 from e2e.harness.waiting import until
 
@@ -196,6 +196,71 @@ def test_port_forward(crictl: Crictl, daemon: Daemon, transport: str) -> None:
         "the guest's connections are closed",
         lambda: not re.search(r":0050 0100007F:\w+ 01 ", web.sh("cat /proc/net/tcp")),
     )
+
+
+ECHO = """
+import socketserver
+
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+
+class Server(socketserver.ThreadingTCPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+Server(("127.0.0.1", 7000), Echo).serve_forever()
+"""
+
+
+@both
+def test_a_hundred_connections_at_once_each_half_closed(
+    crictl: Crictl, daemon: Daemon, transport: str
+) -> None:
+    pod = Pod.run(daemon)
+    server = pod.start(WEBAPP, ["/usr/bin/python3", "-c", ECHO])
+    # It listens on the pod's own localhost alone: no other way leads there.
+    until("it listens", lambda: "0100007F:1B58 " in server.sh("cat /proc/net/tcp"))
+    with forwarding(crictl, pod, 7000, transport) as (port, _), contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", port)
+        connections = [
+            stack.enter_context(socket.create_connection(address, timeout=120)) for _ in range(100)
+        ]
+        for number, connection in enumerate(connections):
+            connection.sendall(b"connection %d" % number)
+        for number, connection in enumerate(connections):
+            wanted = b"connection %d" % number
+            assert connection.recv(len(wanted), socket.MSG_WAITALL) == wanted
+        for connection in connections:
+            connection.sendall(b"the end")
+            connection.shutdown(socket.SHUT_WR)
+        for connection in connections:
+            assert connection.recv(64, socket.MSG_WAITALL) == b"the end"
+
+
+@both
+def test_a_large_transfer_through_a_port(crictl: Crictl, daemon: Daemon, transport: str) -> None:
+    pod = Pod.run(daemon)
+    server = pod.start(WEBAPP, ["/usr/bin/python3", "-c", ECHO])
+    until("it listens", lambda: "0100007F:1B58 " in server.sh("cat /proc/net/tcp"))
+    payload = os.urandom(16 * 1024 * 1024)
+    with (
+        forwarding(crictl, pod, 7000, transport) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=120) as connection,
+    ):
+
+        def send() -> None:
+            connection.sendall(payload)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        received = bytearray()
+        while data := connection.recv(65536):
+            received += data
+        sender.join()
+        assert hashlib.sha256(received).digest() == hashlib.sha256(payload).digest()
 
 
 @both

@@ -8,8 +8,10 @@ import os
 
 import pytest
 
+from cri.streaming import server as server_module
 from cri.streaming.remote_command import Outcome, decode_outcome
 from cri.streaming.spdy import events
+from cri.streaming.spdy_streams import LIMITS
 from cri.streaming.tests.guests import (
     ALL,
     IN_OUT,
@@ -191,6 +193,27 @@ async def test_a_client_that_leaves_closes_the_commands_streams() -> None:
         async with spdy(exec_url(server, IN_OUT)) as client:
             await client.command("stdin", "stdout")
             await started.wait()
+        await ended.wait()
+
+
+async def test_a_client_that_leaves_behind_unread_input_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "SWEEP", 0.1)
+    backend = FakeBackend()
+    ended = asyncio.Event()
+
+    async def deaf(guest: Guest) -> int:
+        await guest.stdout.closed_by_peer()
+        ended.set()
+        return 0
+
+    backend.program = deaf
+    async with serving(backend) as server, spdy(exec_url(server, IN_OUT)) as client:
+        ids = await client.command("stdin", "stdout")
+        # A little more than the server takes in: then it reads no more, and sees no end either.
+        await client.send(ids["stdin"], bytes(LIMITS.unacknowledged + 512 * 1024))
+        await client.close()
         await ended.wait()
 
 
