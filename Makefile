@@ -35,7 +35,7 @@ unit: setup ## Unit and property tests of Python and Rust
 	$(PYTEST)
 
 e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and crictl
-	@tools/crictl.sh
+	@tools/clients.sh
 	$(PYTEST) --timeout 300 e2e/tests
 
 fuzz: setup ## Fuzz the parsers, FUZZ_SECONDS (60) each, all or FUZZ_TARGETS; finds are kept in .build/fuzz

@@ -1,4 +1,4 @@
-"""The real crictl, as built by tools/crictl.sh."""
+"""The real crictl, as built by tools/clients.sh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Crictl:
     """crictl against one daemon, with a configuration of its own."""
 
     def __init__(self, daemon: Daemon) -> None:
-        subprocess.run([str(PROJECT / "tools" / "crictl.sh")], check=True)
+        subprocess.run([str(PROJECT / "tools" / "clients.sh")], check=True)
         self.folder = daemon.folder
         self.config = daemon.folder / "crictl.yaml"
         # YAML reads JSON.

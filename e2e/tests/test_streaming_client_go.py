@@ -1,0 +1,172 @@
+"""Exec, attach, cp and port-forward by Kubernetes' own client library, e2e/tools/stream-client."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from demo.images import PAGE
+from e2e.harness.daemon import Daemon
+from e2e.harness.pods import Container, Pod
+from e2e.harness.refs import NGINX, SHELL, SLEEP
+from e2e.harness.streams import attach_url, exec_url, finish, forward_url, go, start, write_script
+from e2e.harness.waiting import until
+
+TRANSPORTS = ["spdy", "websocket", "fallback"]
+COPY_MIB = int(os.environ.get("THAW_E2E_COPY_MIB", "64"))
+"""Size of the tree that is copied in and out; 200 where there is time."""
+ECHO = ("nc", "-ll", "-p", "7000", "-e", "cat")
+
+
+@pytest.fixture
+def box(daemon: Daemon) -> Container:
+    return Pod.run(daemon).start(SHELL, SLEEP)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_exec(box: Container, transport: str, tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(3_000_000)
+    source = tmp_path / "stdin"
+    source.write_bytes(data)
+    url = exec_url(box, "cat; echo bad >&2; exit 7", stdin=True)
+    done = go("exec", url, "-transport", transport, "-stdin", str(source))
+    assert (done["code"], done["error"], done["stderr"]["text"]) == (7, "", "bad\n")
+    assert done["stdout"]["bytes"] == len(data)
+    assert done["stdout"]["sha256"] == hashlib.sha256(data).hexdigest()
+
+    done = go("exec", exec_url(box, ["/bin/true"]), "-transport", transport)
+    assert (done["code"], done["error"]) == (0, "")
+    done = go("exec", exec_url(box, ["/no/such/program"]), "-transport", transport)
+    assert done["code"] == -1
+    assert "/no/such/program" in done["error"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_terminal_and_its_size(box: Container, transport: str, tmp_path: Path) -> None:
+    script = write_script(
+        tmp_path,
+        {"size": [132, 43]},
+        {"expect": "on\r\n", "size": [97, 31], "send": "\n"},
+        {"expect": "31 97", "send": "typed\n"},
+        {"expect": "typed\r\nheard typed\r\n", "send": "\x03"},
+    )
+    command = (
+        "trap 'stty size' WINCH; echo on; read a;"
+        "while [ $(stty size | cut -d ' ' -f 2) != 97 ]; do :; done; stty size;"
+        "read a; echo heard $a; exec sleep 1000"
+    ).replace("stty", "busybox stty")
+    url = exec_url(box, command, stdin=True, tty=True)
+    done = go("exec", url, "-transport", transport, "-tty", "-script", script)
+    assert done["talk"] == ""
+    # Ctrl-C.
+    assert done["code"] == 130
+    assert done["stderr"]["bytes"] == 0
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_attach(daemon: Daemon, transport: str, tmp_path: Path) -> None:
+    command = ["/bin/sh", "-c", "read a; echo got $a; echo bad >&2; cat; echo over"]
+    container = Pod.run(daemon).start(SHELL, command, stdin=True, stdin_once=True)
+    script = write_script(
+        tmp_path,
+        {"send": "first\n"},
+        {"expect": "got first\n", "send": "second\n"},
+        {"expect": "second\n", "end": True},
+    )
+    watcher = start("exec", attach_url(container), "-transport", transport)
+    url = attach_url(container, stdin=True)
+    flags = ["-transport", transport, "-script", script]
+    if transport == "spdy":
+        done = go("exec", url, *flags)
+        assert (done["code"], done["error"], done["talk"]) == (0, "", "")
+        assert done["stdout"]["text"] == "got first\nsecond\nover\n"
+        assert done["stderr"]["text"] == "bad\n"
+        assert container.wait().exit_code == 0
+    finish(watcher)
+    until("the log is whole", lambda: container.output() == "got first\nsecond\nover\n")
+
+
+def plant(folder: Path, mebibytes: int) -> None:
+    """A tree of big, small and empty files with bytes that nothing compresses."""
+    seed = random.Random(7)
+    big = mebibytes * 1024 * 1024 * 9 // 10 // 4
+    for number in range(4):
+        place = folder / f"big{number}"
+        place.mkdir(parents=True)
+        (place / "data").write_bytes(seed.randbytes(big))
+    left = mebibytes * 1024 * 1024 - 4 * big
+    for number in range(200):
+        place = folder / "small" / str(number % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"file {number}").write_bytes(seed.randbytes(left // 200))
+    (folder / "empty").write_bytes(b"")
+
+
+def sums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_a_tree_is_copied_in_and_out(
+    box: Container, transport: str, tmp_path: Path, record_property: object
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    # The larger one once: the transport makes little difference to a tree.
+    plant(source, COPY_MIB if transport == "spdy" else max(COPY_MIB // 8, 1))
+    copy.mkdir()
+    box.sh("mkdir /copy")
+    url = exec_url(box, ["tar", "-xf", "-", "-C", "/copy"], stdin=True)
+    done = go("upload", url, "-transport", transport, "-dir", str(source))
+    assert (done["code"], done["error"], done["stderr"]["text"]) == (0, "", "")
+    url = exec_url(box, ["tar", "-cf", "-", "-C", "/copy", "."])
+    done = go("download", url, "-transport", transport, "-dir", str(copy))
+    assert (done["code"], done["error"], done["stderr"]["text"]) == (0, "", "")
+    wanted = sums(source)
+    assert len(wanted) == 205
+    assert sums(copy) == wanted
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_port_forward_of_http_with_keep_alive(daemon: Daemon, transport: str) -> None:
+    pod = Pod.run(daemon)
+    pod.start(NGINX)
+    pod.get()
+    done = go("forward", forward_url(pod), "-transport", transport, "-port", "80", "-http", "30")
+    assert done["work"]["failures"] == []
+    assert done["work"]["bodies"] == [PAGE] * 30
+    assert done["work"]["reused"] == 29
+    assert done["errors"] == ""
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_port_forward_of_a_raw_echo(daemon: Daemon, transport: str) -> None:
+    pod = Pod.run(daemon)
+    server = pod.start(SHELL, ECHO)
+    until("it listens", lambda: ":1B58" in server.sh("cat /proc/net/tcp /proc/net/tcp6"))
+
+    flags = ["-transport", transport, "-port", "7000"]
+    done = go("forward", forward_url(pod), *flags, "-echo", "100", "-size", "100000")
+    assert done["work"] == {"equal": 100, "failures": None}, done
+    until(
+        "the guest has no connection left",
+        lambda: server.sh("cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 ' || true") == "0",
+    )
+
+    # Half-closed: what is sent before the end comes back after it.
+    done = go("forward", forward_url(pod), *flags, "-text", "half-closed")
+    assert done["work"] == {"heard": "half-closed"}
+    assert done["errors"] == ""
+
+    refused = go(
+        "forward", forward_url(pod), "-transport", transport, "-port", "7001", "-text", "x"
+    )
+    assert "error occurred forwarding" in refused["errors"]
+    assert "connection refused" in refused["errors"]
