@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -12,8 +13,9 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
+	"k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 type buffer struct {
@@ -37,8 +39,12 @@ func (b *buffer) String() string {
 func forward(dialer httpstream.Dialer, port int, work func(address string) any) any {
 	stop, ready := make(chan struct{}), make(chan struct{})
 	said, wrong := &buffer{}, &buffer{}
+	// What kubectl prints on stderr, the words of the error stream among it.
+	runtime.ErrorHandlers = append(runtime.ErrorHandlers, func(_ context.Context, err error, message string, _ ...any) {
+		fmt.Fprintf(wrong, "%s: %v\n", message, err)
+	})
 	ports := []string{fmt.Sprintf("0:%d", port)}
-	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, ports, stop, ready, said, wrong)
+	forwarder, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, ports, stop, ready, said, wrong)
 	check(err)
 	ended := make(chan error, 1)
 	go func() { ended <- forwarder.ForwardPorts() }()
@@ -120,7 +126,7 @@ func echoOne(address string, size int, standing *sync.WaitGroup) error {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	data := make([]byte, size)

@@ -20,7 +20,6 @@ import (
 	"os"
 	"time"
 
-	dialing "k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
@@ -75,20 +74,20 @@ func (t target) executor() remotecommand.Executor {
 	return nil
 }
 
-func (t target) dialer() dialing.Dialer {
+func (t target) dialer() httpstream.Dialer {
 	config := &rest.Config{}
 	switch t.transport {
 	case "spdy":
 		transport, upgrader, err := spdy.RoundTripperFor(config)
 		check(err)
-		return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", t.url)
+		return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, "POST", t.url)
 	case "websocket":
-		made, err := portforward.NewSPDYOverWebsocketDialer(t.url, config)
+		made, err := portforward.NewSPDYOverWebsocketDialerForStreaming(t.url, config)
 		check(err)
 		return made
 	case "fallback":
 		first := target{deaf(), "websocket"}.dialer()
-		return portforward.NewFallbackDialer(first, target{t.url, "spdy"}.dialer(), dialing.IsUpgradeFailure)
+		return portforward.NewFallbackDialerForStreaming(first, target{t.url, "spdy"}.dialer(), httpstream.IsUpgradeFailure)
 	}
 	fail("unknown transport %q", t.transport)
 	return nil
