@@ -17,8 +17,8 @@ from e2e.harness.streams import attach_url, exec_url, finish, forward_url, go, s
 from e2e.harness.waiting import until
 
 TRANSPORTS = ["spdy", "websocket", "fallback"]
-COPY_MIB = int(os.environ.get("THAW_E2E_COPY_MIB", "64"))
-"""Size of the tree that is copied in and out; 200 where there is time."""
+COPY_MIB = int(os.environ.get("THAW_E2E_COPY_MIB", "200"))
+"""Size of the tree that is copied in and out."""
 ECHO = (
     "/usr/bin/python3",
     "-c",
@@ -127,9 +127,7 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])
-def test_a_tree_is_copied_in_and_out(
-    box: Container, transport: str, tmp_path: Path, record_property: object
-) -> None:
+def test_a_tree_is_copied_in_and_out(box: Container, transport: str, tmp_path: Path) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
     # The larger one once: the transport makes little difference to a tree.
     plant(source, COPY_MIB if transport == "spdy" else max(COPY_MIB // 8, 1))
