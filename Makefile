@@ -43,11 +43,13 @@ fuzz: setup ## Fuzz the parsers, FUZZ_SECONDS (60) each, all or FUZZ_TARGETS; fi
 
 bench: setup ## Measure Thaw beside containerd + runc (builds them once): bench/results/*.json and plots, in 15 minutes
 	@tools/apt.sh wrk
+	@tools/clients.sh
 	@tools/peer.sh
 	$(PYTHON) -m bench
 
 bench-quick: setup ## The same with fewer rows and rounds, in 3 minutes; the peer only where it is built
 	@tools/apt.sh wrk
+	@tools/clients.sh
 	$(PYTHON) -m bench --quick
 
 clean: ## Remove all that was built (not what apt-get installed)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import images, peer, plot, promises, report
-from bench.cases import growth, lives, machines, many, traffic
+from bench.cases import growth, lives, machines, many, streams, traffic
 from bench.cases import images as image_cases
 from bench.cpu import Gate
 from bench.node import Place
@@ -48,6 +48,7 @@ CASES: Final[dict[str, Callable[[Session], None]]] = {
     "sequence": many.sequence,
     "logs": traffic.logs,
     "http": traffic.http,
+    "streams": streams.measure,
     "parallel50": many.fifty,
     "growth": growth.measure,
 }

@@ -1,9 +1,10 @@
 // Drives the URLs that CRI's Exec, Attach and PortForward return with the client library of Kubernetes.
 //
 //	stream-client exec     -url U [-transport T] [-tty] [-stdin FILE] [-script FILE] [-no-stdout] [-no-stderr]
+//	stream-client type     -url U [-transport T] -keys N
 //	stream-client upload   -url U [-transport T] -dir DIR
 //	stream-client download -url U [-transport T] -dir DIR
-//	stream-client forward  -url U [-transport T] -port N -http N | -echo N -size BYTES | -text TEXT
+//	stream-client forward  -url U [-transport T] -port N -http N | -echo N -size BYTES | -text TEXT [-drain N]
 //
 // T is spdy, websocket, or fallback: WebSocket first, then SPDY, as kubectl does it. `exec` serves attach,
 // too. What happened is printed as one JSON object. Exit code 1: the program was used wrongly.
@@ -110,7 +111,9 @@ func main() {
 	requests := flags.Int("http", 0, "HTTP requests over one kept connection")
 	echoes := flags.Int("echo", 0, "connections at once, whose bytes come back")
 	size := flags.Int("size", 1<<16, "bytes on each of them")
-	text := flags.String("text", "", "what is sent on one connection that is then half-closed")
+	drains := flags.Int("drain", 0, "connections at once, which are read to their end")
+	keys := flags.Int("keys", 0, "keys to press at a terminal")
+	text := flags.String("text", "", "what is sent on a connection; the only one is then half-closed")
 	check(flags.Parse(os.Args[2:]))
 	parsed, err := url.Parse(*address)
 	check(err)
@@ -124,6 +127,8 @@ func main() {
 		result = command(ctx, where.executor(), commandOptions{
 			terminal: *tty, stdin: *stdin, script: *script, stdout: !*noStdout, stderr: !*noStderr && !*tty,
 		})
+	case "type":
+		result = typing(ctx, where.executor(), *keys)
 	case "upload":
 		result = upload(ctx, where.executor(), *dir)
 	case "download":
@@ -133,6 +138,8 @@ func main() {
 			switch {
 			case *requests > 0:
 				return keepAlive(address, *requests)
+			case *drains > 0:
+				return drain(address, *drains, *text)
 			case *echoes > 0:
 				return echo(address, *echoes, *size)
 			default:
