@@ -102,7 +102,7 @@ class DaemonStreams:
         return _Exec(self._calls, shim, await self._calls.make(_with_copies(ends, call)))
 
     async def attach(self, request: Attach, ends: Descriptors) -> Running:
-        container, pod = self._daemon.running_container(request.container)
+        container, pod = self._daemon.joinable_container(request.container)
         shim = self._daemon.shim_of(pod)
 
         async def call(ends: Descriptors) -> None:

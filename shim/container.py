@@ -201,14 +201,13 @@ class Container:
         """Follow the output, and write to the input, with the sockets that there are; they are ours
         from now on.
 
-        Raises `FailedPrecondition` unless it runs, `ResourceExhausted`.
+        Who comes before the start gets all that is written. Raises `FailedPrecondition` when it has
+        ended, `ResourceExhausted`.
         """
-        if self.record.state != "running":
+        if self.record.state == "exited":
             for sock in sockets.values():
                 sock.close()
-            raise FailedPrecondition(
-                f"container {self.id[:12]} is {self.record.state}, not running"
-            )
+            raise FailedPrecondition(f"container {self.id[:12]} has ended")
         for name, sock in sockets.items():
             if name != "stdin":
                 await self._audience.follow("stderr" if name == "stderr" else "stdout", sock)

@@ -8,6 +8,6 @@ from cri.streaming.requests import Attach, Wanted
 
 
 async def run(daemon: Daemon, request: v1.AttachRequest) -> v1.AttachResponse:
-    container, _ = daemon.running_container(request.container_id)
+    container, _ = daemon.joinable_container(request.container_id)
     wanted = Wanted(request.stdin, request.stdout, request.stderr, request.tty)
     return v1.AttachResponse(url=daemon.streaming_url(Attach(container.id, wanted)))
