@@ -6,10 +6,11 @@ status becomes the `ThawError` with the same code.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -32,6 +33,12 @@ def default_address() -> str:
     return os.environ.get(ENV_ADDRESS) or DEFAULT_ADDRESS
 
 
+def parse_hint(text: str) -> tuple[str, str | None]:
+    """The message and the hint of an error that came as one text."""
+    match = _HINT.fullmatch(text)
+    return (match[1], match[2]) if match else (text, None)
+
+
 def translate(error: grpc.RpcError, address: str) -> errors.ThawError:
     """The `ThawError` behind a failed call."""
     # Every RpcError of a call that was made is a Call too; the two have no common type.
@@ -43,8 +50,7 @@ def translate(error: grpc.RpcError, address: str) -> errors.ThawError:
             f"thawd does not answer at {address}",
             hint="start thawd, or name its socket with --address or THAW_ADDRESS",
         )
-    match = _HINT.fullmatch(details)
-    message, hint = (match[1], match[2]) if match else (details, None)
+    message, hint = parse_hint(details)
     return errors.from_dict({"code": code, "message": message, "hint": hint})
 
 
@@ -215,6 +221,41 @@ class Client:
         request = v1_pb2.ContainerStatusRequest(container_id=container_id)
         answer = self.runtime("ContainerStatus", request, v1_pb2.ContainerStatusResponse)
         return answer.status
+
+    def container_config(self, container_id: str) -> dict[str, Any]:
+        """What the container was made from, by the names of CRI's `ContainerConfig`."""
+        request = v1_pb2.ContainerStatusRequest(container_id=container_id, verbose=True)
+        answer = self.runtime("ContainerStatus", request, v1_pb2.ContainerStatusResponse)
+        info = json.loads(answer.info.get("info", "{}"))
+        return dict(info.get("config", {}))
+
+    def exec(self, container_id: str, command: list[str], *, stdin: bool, terminal: bool) -> str:
+        """The one-shot URL of a command's streams; with `terminal` it has no stderr."""
+        request = v1_pb2.ExecRequest(
+            container_id=container_id,
+            cmd=command,
+            stdin=stdin,
+            stdout=True,
+            stderr=not terminal,
+            tty=terminal,
+        )
+        return self.runtime("Exec", request, v1_pb2.ExecResponse).url
+
+    def attach(self, container_id: str, *, stdin: bool, terminal: bool) -> str:
+        """The one-shot URL of a container's own streams."""
+        request = v1_pb2.AttachRequest(
+            container_id=container_id,
+            stdin=stdin,
+            stdout=True,
+            stderr=not terminal,
+            tty=terminal,
+        )
+        return self.runtime("Attach", request, v1_pb2.AttachResponse).url
+
+    def port_forward(self, pod_id: str, ports: list[int]) -> str:
+        """The one-shot URL of connections to ports of a pod."""
+        request = v1_pb2.PortForwardRequest(pod_sandbox_id=pod_id, port=ports)
+        return self.runtime("PortForward", request, v1_pb2.PortForwardResponse).url
 
     def exec_sync(
         self, container_id: str, command: list[str], timeout: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
-from cli import show
+from cli import interrupts, show
 from cli.client import default_address
 from hostlib.errors import ThawError
 
@@ -23,6 +23,8 @@ VERBS: Final = (
     "ps",
     "logs",
     "exec",
+    "attach",
+    "port-forward",
     "run",
     "rm",
     "trace",
@@ -43,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
-        module = import_module(f"cli.verb_{verb}")
+        module = import_module(f"cli.verb_{verb.replace('-', '_')}")
         verb_parser = verbs.add_parser(
             verb, help=module.HELP, description=module.__doc__ or module.HELP
         )
@@ -55,15 +57,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; ends the process with the verb's exit code.
 
-    0 success, 1 failure, 2 wrong usage, 130 interrupted; `exec` and `run` give their command's own.
+    0 success, 1 failure, 2 wrong usage, 128 + the signal that ended it; `exec`, `attach` and `run`
+    give their command's own.
     """
+    _fill_standard_descriptors()
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except ThawError as error:
         show.error(error)
-        code = 1
+        code = getattr(error, "exit_code", 1)
+    except interrupts.Interrupted as error:
+        code = 128 + error.number
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
@@ -71,6 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def _fill_standard_descriptors() -> None:
+    """What the caller has closed is nothing, and never becomes one of our sockets."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 if __name__ == "__main__":
