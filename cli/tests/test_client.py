@@ -1,60 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent import futures
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
 from cli import verb_run
 from cli.client import Client
+from cli.tests.fake_runtime import FakeRuntime, serving_runtime
 from cri.api import v1_pb2
 from hostlib import errors
 
 
-class FakeRuntime:
-    """Answers what it is told, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.answers: dict[str, Any] = {}
-
-    def serve(self, server: grpc.Server) -> None:
-        for service in v1_pb2.DESCRIPTOR.services_by_name.values():
-            handlers = {
-                method.name: grpc.unary_unary_rpc_method_handler(
-                    partial(self._answer, method.name),
-                    request_deserializer=getattr(v1_pb2, method.input_type.name).FromString,
-                    response_serializer=lambda message: message.SerializeToString(),
-                )
-                for method in service.methods
-            }
-            server.add_generic_rpc_handlers(
-                (grpc.method_handlers_generic_handler(service.full_name, handlers),)
-            )
-
-    def _answer(self, name: str, _: Any, context: grpc.ServicerContext) -> Any:
-        self.asked.append(name)
-        found = self.answers.get(name, getattr(v1_pb2, f"{name}Response", v1_pb2.Image)())
-        if isinstance(found, errors.ThawError):
-            context.abort(grpc.StatusCode[found.code], str(found))
-        return found
-
-
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[tuple[FakeRuntime, Client]]:
-    runtime = FakeRuntime()
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    runtime.serve(server)
-    address = f"unix://{tmp_path}/s"
-    server.add_insecure_port(address)
-    server.start()
-    with Client(address) as client:
+    with serving_runtime(tmp_path) as runtime, Client(runtime.address) as client:
         yield runtime, client
-    server.stop(None).wait()
 
 
 def test_an_error_comes_back_as_it_was_raised(fake: tuple[FakeRuntime, Client]) -> None:

@@ -24,11 +24,11 @@ def test_lines_are_read_with_their_stream_and_joined_where_they_go_on(tmp_path: 
 def test_tail_keeps_the_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "c.log"
     log.write_bytes(b"".join(T + b" stdout F %d\n" % n for n in range(5)))
-    assert [line.content for line in logfile.read(str(log), tail=2)] == [b"3\n", b"4\n"]
+    assert [line.content for line in logfile.read(str(log), tail=2)] == [b"3\n4\n"]
 
 
 def test_an_empty_line_is_a_line() -> None:
-    assert logfile.parse(T + b" stdout F ") == ("stdout", b"\n")
+    assert logfile.parse(T + b" stdout F ") == (T, "stdout", False, b"\n")
 
 
 def test_follow_goes_over_a_rotation_and_ends_when_the_container_has(tmp_path: Path) -> None:
@@ -48,9 +48,9 @@ def test_follow_goes_over_a_rotation_and_ends_when_the_container_has(tmp_path: P
 
     writer = threading.Thread(target=write)
     writer.start()
-    found = [line.content for line in logfile.follow(str(log), done.is_set)]
+    found = b"".join(piece.content for piece in logfile.follow(str(log), done.is_set))
     writer.join()
-    assert found == [b"one\n", b"two\n", b"three\n"]
+    assert found == b"one\ntwo\nthree\n"
 
 
 def test_follow_of_a_log_that_never_came_ends(tmp_path: Path) -> None:
