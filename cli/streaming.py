@@ -300,7 +300,10 @@ async def connect(url: str, protocol: str, tls: Tls) -> AsyncIterator[Wire]:
     except (OSError, TimeoutError) as error:
         raise errors.Unavailable(
             f"the streaming server at {parts.netloc} does not answer: {error or 'time-out'}",
-            hint="streaming.address in thawd's configuration must be an address of this host",
+            # In TLS 1.3 a server that misses a certificate just ends the connection.
+            hint="it may ask for a certificate: --streaming-cert, --streaming-key"
+            if context and not tls.certificate
+            else "streaming.address in thawd's configuration must be an address of this host",
         ) from error
     wire = Wire(reader, writer)
     # Before the first stream, or the server reads as fast as it likes.
@@ -349,7 +352,10 @@ async def _answer(http: h11.Connection, reader: asyncio.StreamReader, protocol: 
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
-                http.receive_data(await reader.read(CHUNK))
+                data = await reader.read(CHUNK)
+                if not data and not status:
+                    raise ConnectionResetError("it ended the connection")
+                http.receive_data(data)
             elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 agreed = dict(event.headers).get(PROTOCOL_HEADER.lower().encode(), b"").decode()
                 if agreed != protocol:
@@ -363,7 +369,7 @@ async def _answer(http: h11.Connection, reader: asyncio.StreamReader, protocol: 
                 break
     except h11.RemoteProtocolError as error:
         if not status:
-            raise errors.Unavailable(f"the streaming server gave no answer: {error}") from error
+            raise errors.Unavailable(f"this is no streaming server: {error}") from error
     refused = f"the streaming server refused: {status} {text.decode(errors='replace').strip()}"
     if status == 404:
         raise errors.NotFound(refused, hint="a URL serves once, within a minute: try again")

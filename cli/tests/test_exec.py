@@ -66,7 +66,7 @@ async def test_a_file_and_nothing_are_stdin_too(tmp_path: Path) -> None:
     file.write_bytes(b"content")
     async with thaw(tmp_path) as it:
         it.backend.program = cat
-        with file.open() as source, open(os.devnull) as nothing:
+        with file.open() as source, Path(os.devnull).open() as nothing:
             for given, expected in ((source, b"content"), (nothing, b"")):
                 process = await it.start("exec", "-i", "c", "cat", stdin=given.fileno())
                 assert await process.communicate() == (expected, b"")
