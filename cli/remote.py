@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,6 +57,17 @@ def start_code(message: str) -> int:
         if message.endswith(("permission denied", "is a directory", "exec format error")):
             return NOT_EXECUTABLE
     return 1
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """What a call says of a command that cannot be run is raised as `NotRun`."""
+    try:
+        yield
+    except ThawError as error:
+        if start_code(error.message) == 1:
+            raise
+        raise NotRun(error.message, hint=error.hint) from error
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,9 @@ class _Session:
             for name, fd in (("stdout", terminal.STDOUT), ("stderr", terminal.STDERR))
             if name in self._open
         }
+        if self._streams.terminal and (size := terminal.size()):
+            # Before anything else: what is started next may ask for it at once.
+            await self._open["resize"].send(encode_size(size))
         result = asyncio.create_task(self._result(outputs))
         detached = asyncio.create_task(self._detached.wait())
         tasks: list[asyncio.Task[Any]] = [result, detached]

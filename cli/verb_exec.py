@@ -13,7 +13,7 @@ import sys
 
 from cli import interrupts, remote, show, terminal
 from cli.client import Client
-from hostlib.errors import InvalidArgument, ThawError
+from hostlib.errors import InvalidArgument
 
 HELP = "run a command in a container"
 
@@ -52,12 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sync(client: Client, container: str, command: list[str], timeout: int) -> int:
-    try:
+    with remote.starting():
         answer = client.exec_sync(container, command, timeout)
-    except ThawError as error:
-        if remote.start_code(error.message) == 1:
-            raise
-        raise remote.NotRun(error.message, hint=error.hint) from error
     sys.stdout.buffer.write(answer.stdout)
     sys.stdout.buffer.flush()
     sys.stderr.buffer.write(answer.stderr)

@@ -92,7 +92,8 @@ def live(client: Client, pod: v1_pb2.PodSandboxConfig, container: v1_pb2.Contain
     """A pod's whole life; the container's exit code."""
     with _pod(client, pod) as made:
         container_id = client.create_container(made.id, container, pod)
-        client.start_container(container_id)
+        with remote.starting():
+            client.start_container(container_id)
         follow(client, container_id, str(Path(pod.log_directory) / container.log_path))
         return int(client.container_status(container_id).exit_code)
 
@@ -111,7 +112,8 @@ def live_joined(
         url = client.attach(container_id, stdin=streams.stdin, terminal=streams.terminal)
 
         async def start() -> None:
-            await asyncio.to_thread(client.start_container, container_id)
+            with remote.starting():
+                await asyncio.to_thread(client.start_container, container_id)
 
         if interrupts.run(remote.join(url, streams, tls, start)) is not None:
             return exit_code(client, container_id)

@@ -301,8 +301,8 @@ class Daemon:
         return container, self.pod_of(container.record)
 
     def joinable_container(self, text: str) -> tuple[Container, Pod]:
-        """A container whose streams are there, and its pod: it runs, or was not started yet, so that
-        who joins it then misses nothing. Raises `NotFound`, `FailedPrecondition`."""
+        """A container that runs, or was not started yet, so that who joins it then misses nothing;
+        and its pod. Raises `NotFound`, `FailedPrecondition`."""
         container = self.index.containers.find(text)
         if container.record.state == "exited":
             raise FailedPrecondition(f"container {container.id} has ended")

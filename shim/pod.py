@@ -296,6 +296,14 @@ class Pod:
             )
         return container
 
+    def joinable(self, container_id: object) -> Container:
+        """The container of that id. Raises `NotFound`, `FailedPrecondition` when it has ended."""
+        self.require_running()
+        container = self.container(container_id)
+        if container.record.state == "exited":
+            raise FailedPrecondition(f"container {container.id[:12]} has ended")
+        return container
+
     async def close(self) -> None:
         """End the background work; the VM must have ended."""
         for container in self.containers.values():

@@ -55,12 +55,12 @@ class _Streaming:
         return Answer()
 
     async def attach_open(self, params: Wire, message: Message) -> Answer:
-        container = self.pod().running(params.get("container"))
+        container = self.pod().joinable(params.get("container"))
         await container.attach(_sockets(params, message))
         return Answer()
 
     async def container_resize(self, params: Wire, _message: Message) -> Answer:
-        await self.pod().running(params.get("container")).resize(*_size(params))
+        await self.pod().joinable(params.get("container")).resize(*_size(params))
         return Answer()
 
     async def forward_open(self, params: Wire, message: Message) -> Answer:

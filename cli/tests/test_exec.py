@@ -66,10 +66,11 @@ async def test_a_file_and_nothing_are_stdin_too(tmp_path: Path) -> None:
     file.write_bytes(b"content")
     async with thaw(tmp_path) as it:
         it.backend.program = cat
-        with file.open() as source, Path(os.devnull).open() as nothing:
-            for given, expected in ((source, b"content"), (nothing, b"")):
-                process = await it.start("exec", "-i", "c", "cat", stdin=given.fileno())
-                assert await process.communicate() == (expected, b"")
+        for path, expected in ((str(file), b"content"), (os.devnull, b"")):
+            given = os.open(path, os.O_RDONLY)
+            process = await it.start("exec", "-i", "c", "cat", stdin=given)
+            os.close(given)
+            assert await process.communicate() == (expected, b"")
         closed = await asyncio.create_subprocess_exec(
             "sh", "-c", 'exec "$0" "$@" <&-', *it.argv("exec", "-i", "c", "cat"), env=environment()
         )

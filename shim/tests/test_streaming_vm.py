@@ -77,6 +77,14 @@ class Pod:
     socks: list[socket.socket] = field(default_factory=list)
 
     async def container(self, script: str, **changes: Any) -> str:
+        container = await self.created(script, **changes)
+        await self.start(container)
+        return container
+
+    async def start(self, container: str) -> None:
+        await self.vm.client.call("container.start", {"id": container})
+
+    async def created(self, script: str, **changes: Any) -> str:
         container = ids.new_object_id()
         record = ContainerRecord(
             container, self.vm.pod_id, ContainerMetadata("c"), time.time_ns(),
@@ -91,7 +99,6 @@ class Pod:
                 "mounts": [],
             },
         )
-        await self.vm.client.call("container.start", {"id": container})
         return container
 
     async def ask(self, method: str, names: list[str], **params: Any) -> Any:
@@ -249,8 +256,17 @@ async def test_attached_clients(pod: Pod) -> None:
     assert (await pod.vm.exited(box))["exit_code"] == 0
     logged = re.findall(r"stdout F (.*)", pod.vm.log(box))
     assert "\n".join(logged).encode() + b"\n" == wanted
-    with pytest.raises(FailedPrecondition, match="exited, not running"):
+    with pytest.raises(FailedPrecondition, match="has ended"):
         await pod.ask("attach.open", ["stdout"], container=box)
+
+
+async def test_who_attaches_before_the_start_misses_nothing(pod: Pod) -> None:
+    box = await pod.created("read a; stty size; echo got $a", stdin=True, tty=True)
+    _, mine = await pod.ask("attach.open", ["stdin", "stdout"], container=box)
+    await pod.vm.client.call("container.resize", {"container": box, "width": 71, "height": 17})
+    await send(mine["stdin"], b"typed\n")
+    await pod.start(box)
+    assert (await everything(mine["stdout"])).endswith(b"17 71\r\ngot typed\r\n")
 
 
 async def test_one_who_does_not_read_is_dropped_and_the_log_is_whole(pod: Pod) -> None:
