@@ -146,8 +146,10 @@ class Forwarder:
             opened.append(errors)
             data = self._wire.open({STREAM_TYPE: "data", **headers})
             opened.append(data)
-            await errors.accepted()
-            await data.accepted()
+            for stream in opened:
+                await stream.accepted()
+                if stream.reset_by_peer:
+                    raise Unavailable("the streaming server takes no more connections")
             await _join(sock, data, errors)
         except Lost:
             # The whole command ends, and says so.

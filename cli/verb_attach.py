@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 
-from cli import interrupts, remote
+from cli import interrupts, remote, show
 from cli.client import Client
 from cri.api import v1_pb2
 from hostlib.errors import Unavailable
@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         url = client.attach(container, stdin=streams.stdin, terminal=streams.terminal)
         if interrupts.run(remote.join(url, streams, remote.tls(arguments))) is None:
+            show.note("\ndetached; the container goes on")
             return 0
         return exit_code(client, container)
 

@@ -119,7 +119,7 @@ def live_joined(
             return exit_code(client, container_id)
         made.keep = True
     show.note(
-        f"detached; `thaw attach {show.short(container_id)}` goes back, "
+        f"\ndetached; `thaw attach {show.short(container_id)}` goes back, "
         f"`thaw rm {show.short(made.id)}` ends it"
     )
     return 0
