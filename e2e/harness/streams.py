@@ -162,7 +162,8 @@ class Channels:
 
     def vanish(self) -> None:
         """End as a client that is killed: the socket is closed, with nothing said before."""
-        self.socket.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self.socket.socket.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import struct
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
@@ -198,7 +197,7 @@ def alive(box: Container, mark: str) -> bool:
 def test_a_client_that_vanishes_takes_its_writer_with_it(box: Container, tty: bool) -> None:
     # `yes` learns it by SIGPIPE, or as its terminal hangs up.
     url = exec_url(box, "yes vanishing", tty=tty, stdin=tty)
-    with contextlib.suppress(ConnectionClosed), channels(url) as client:
+    with channels(url) as client:
         client.until(STDOUT, b"vanishing")
         assert alive(box, "yes vanishing")
         client.vanish()
@@ -211,7 +210,7 @@ def test_an_attached_client_that_vanishes_harms_nobody(daemon: Daemon) -> None:
     container = Pod.run(daemon).start(SHELL, ["/bin/sh", "-c", script], stdin=True)
     with channels(attach_url(container, stdin=True)) as stays:
         url = attach_url(container, stdin=True)
-        with contextlib.suppress(ConnectionClosed), channels(url) as leaves:
+        with channels(url) as leaves:
             leaves.send(STDIN, b"a\n")
             leaves.until(STDOUT, b"1 a\n")
             leaves.vanish()
@@ -225,7 +224,7 @@ def test_a_forwarding_client_that_vanishes_leaves_no_connection(daemon: Daemon) 
     server = pod.start(SHELL, ["nc", "-ll", "-p", "7000", "-e", "cat"])
     until("it listens", lambda: ":1B58" in server.sh("cat /proc/net/tcp /proc/net/tcp6"))
     open_ = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 ' || true"
-    with contextlib.suppress(ConnectionClosed), channels(forward_url(pod, 7000)) as client:
+    with channels(forward_url(pod, 7000)) as client:
         client.send(0, b"echo")
         client.until(0, b"echo")
         assert server.sh(open_) == "2"

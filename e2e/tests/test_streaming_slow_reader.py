@@ -27,7 +27,7 @@ MORE_MIB: Final = 16.0
 thawd and in the shim each: the shim keeps 4 MiB for who is attached, and 256 KiB of credit else."""
 
 WRITER: Final = (
-    "line=$(head -c 8000 /dev/zero | tr '\\0' x); n=0;"
+    "line=$(head -c 64000 /dev/zero | tr '\\0' x); n=0;"
     "while :; do echo $line; n=$((n+1)); echo $n >/progress{0}; done"
 )
 """Says how many lines it got rid of."""
@@ -78,7 +78,7 @@ def test_execs_keep_their_latency_beside_clients_that_never_read(daemon: Daemon)
     held = {name: memory(pid) for name, pid in pids.items()}
 
     urls = [exec_url(here, WRITER.format("exec")), forward_url(here.pod, 7000)]
-    urls.append(attach_url(chatty, stdin=True))
+    urls.append(attach_url(chatty, stdin=True, stderr=False))
     with contextlib.ExitStack() as stack:
         # The library reads one message ahead; then TCP's buffers fill.
         deaf = [stack.enter_context(channels(url, max_queue=1)) for url in urls]
@@ -97,7 +97,7 @@ def test_execs_keep_their_latency_beside_clients_that_never_read(daemon: Daemon)
 
         # Who reads again has missed nothing, and the writers go on.
         progress = here.sh("cat /progressexec")
-        while len(deaf[0].said(1)) < 8001 * (int(progress) + 1):
+        while len(deaf[0].said(1)) < 64001 * (int(progress) + 1):
             deaf[0].step()
         assert set(deaf[0].said(1)) == set(b"x\n")
         # But an attached one was dropped: its container waits for nobody.
