@@ -140,6 +140,10 @@ class Channels:
     def said(self, channel: int) -> bytes:
         return bytes(self.received.get(channel, b""))
 
+    def size(self, channel: int) -> int:
+        """How many bytes came on a channel."""
+        return len(self.received.get(channel, b""))
+
     @property
     def status(self) -> dict[str, Any]:
         """The status of a command that has ended; {} while there is none."""
