@@ -24,8 +24,13 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def handled(handler: Callable[[int, types.FrameType | None], object]) -> Iterator[None]:
-    """`handler` is called for the signals that end the command."""
-    old = {number: signal.signal(number, handler) for number in ENDING}
+    """`handler` is called for the signals that end the command; what nohup or a shell has had
+    ignored stays so."""
+    old = {
+        number: signal.signal(number, handler)
+        for number in ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

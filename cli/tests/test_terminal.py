@@ -5,7 +5,9 @@ import os
 import pty
 import signal
 import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -59,9 +61,23 @@ async def test_a_terminal_that_hung_up_is_at_its_end() -> None:
     os.close(theirs)
 
 
+@pytest.fixture
+def handler() -> Iterator[Callable[[int, Any], Any]]:
+    """The handler of all those signals, whatever it was."""
+
+    def one(number: int, frame: Any) -> None:
+        raise AssertionError("this one is not to be called")
+
+    old = {number: signal.signal(number, one) for number in interrupts.ENDING}
+    yield one
+    for number, before in old.items():
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", interrupts.ENDING)
-def test_a_signal_cancels_and_the_handlers_are_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+def test_a_signal_cancels_and_the_handlers_are_back(
+    number: signal.Signals, handler: Callable[[int, Any], Any]
+) -> None:
     cleaned = []
 
     async def work() -> None:
@@ -75,7 +91,18 @@ def test_a_signal_cancels_and_the_handlers_are_back(number: signal.Signals) -> N
         interrupts.run(work())
     assert caught.value.number == number
     assert cleaned
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is handler
+
+
+def test_what_is_ignored_stays_so(handler: Callable[[int, Any], Any]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async def work() -> str:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return "done"
+
+    assert interrupts.run(work()) == "done"
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 async def test_a_signal_ends_it_while_nobody_reads_its_output(tmp_path: Path) -> None:
