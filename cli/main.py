@@ -32,8 +32,11 @@ VERBS: Final = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of every verb; each verb's module adds its own in `add_arguments`."""
+def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line; each verb's module adds its own in `add_arguments`.
+
+    Where `argv` names a verb, only its module is loaded: all of them take longer than most verbs.
+    """
     main_parser = argparse.ArgumentParser(
         prog="thaw", description="Run pods as microVMs thawed from baked snapshots."
     )
@@ -44,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
         help="thawd's socket (THAW_ADDRESS, else %(default)s)",
     )
     verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    named = _verb(argv)
     for verb in VERBS:
+        if named in VERBS and verb != named:
+            verbs.add_parser(verb)
+            continue
         module = import_module(f"cli.verb_{verb.replace('-', '_')}")
         verb_parser = verbs.add_parser(
             verb, help=module.HELP, description=module.__doc__ or module.HELP
@@ -54,6 +61,17 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _verb(argv: Sequence[str]) -> str:
+    """The first word that is no option, nor an option's value."""
+    words = iter(argv)
+    for word in words:
+        if word == "--address":
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; ends the process with the verb's exit code.
 
@@ -61,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     give their command's own.
     """
     _fill_standard_descriptors()
-    arguments = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parser(given).parse_args(given)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

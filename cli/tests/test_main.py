@@ -84,3 +84,11 @@ def test_run_takes_all_that_follows_the_image_as_the_command() -> None:
 def test_a_client_that_never_connected_closes() -> None:
     with Client(NOWHERE) as client, pytest.raises(errors.Unavailable):
         client.version()
+
+
+@pytest.mark.parametrize("argv", [["--address", "logs", "pods"], ["--address=logs", "pods"]])
+def test_only_the_named_verb_is_loaded(argv: list[str]) -> None:
+    found = main.parser(argv)
+    assert found.parse_args(argv).run
+    with pytest.raises(SystemExit):
+        found.parse_args(["logs", "container"])
