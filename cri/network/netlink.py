@@ -207,9 +207,13 @@ async def join(routes: AsyncIPRoute, first: Link, second: Link) -> None:
     """
     mtu = min(first.mtu, second.mtu)
     for source, target in ((first, second), (second, first)):
-        with contextlib.suppress(NetlinkError):
+        try:
+            await routes.tc("add", "ingress", source.index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
             await routes.tc("del", "ingress", source.index)
-        await routes.tc("add", "ingress", source.index)
+            await routes.tc("add", "ingress", source.index)
         await routes.tc(
             "add-filter",
             "u32",
@@ -228,7 +232,8 @@ async def join(routes: AsyncIPRoute, first: Link, second: Link) -> None:
         )
         if source.mtu != mtu:
             await routes.link("set", index=source.index, mtu=mtu)
-        await routes.link("set", index=source.index, state="up")
+        if not source.up:
+            await routes.link("set", index=source.index, state="up")
 
 
 async def configuration(routes: AsyncIPRoute, device: Link) -> Wire:
