@@ -154,7 +154,7 @@ def test_attach(crictl: Crictl, daemon: Daemon, transport: str) -> None:
     assert container.wait().exit_code == 5
     until("all is in the log", lambda: container.output().endswith("said last\n"))
     done = crictl.run("attach", "-r", transport, container.id, check=False)
-    assert "not running" in done.stderr
+    assert "has ended" in done.stderr
 
 
 @contextlib.contextmanager
