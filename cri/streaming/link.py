@@ -46,7 +46,8 @@ class Link(asyncio.BufferedProtocol):
         self.last_active = self._loop.time()
         self._waiting: deque[Callable[[], None]] = deque()
         self._held = False
-        self._reading = True
+        self.reading = True
+        """Whether what the client sends is read."""
         self._read_size = 4 * LEAST_READ
 
     # --- what asyncio calls
@@ -54,13 +55,11 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(HIGH_WATER)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            # A client whose machine is gone is noticed within three minutes.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+        # A client whose machine is gone is noticed within three minutes.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         del sizehint
@@ -99,6 +98,17 @@ class Link(asyncio.BufferedProtocol):
         """Whether the socket is the link's own."""
         return self._transport is not None
 
+    @property
+    def socket(self) -> socket.socket:
+        """The TCP connection, for its options; only of a link that is connected."""
+        assert self._transport is not None
+        return cast("socket.socket", self._transport.get_extra_info("socket"))
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the client."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def write(self, data: bytes) -> None:
         """Queues bytes; dropped when the connection is over."""
         transport = self._transport
@@ -123,9 +133,9 @@ class Link(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        wanted = not self._held and transport.get_write_buffer_size() <= MAX_UNSENT
-        if wanted != self._reading:
-            self._reading = wanted
+        wanted = not self._held and self.unsent <= MAX_UNSENT
+        if wanted != self.reading:
+            self.reading = wanted
             if wanted:
                 transport.resume_reading()
             else:
@@ -166,13 +176,10 @@ class Link(asyncio.BufferedProtocol):
     @property
     def left_unread(self) -> bool:
         """Whether the client has ended a connection that is not read, so that nothing tells."""
-        if self._reading or self._transport is None or self.gone.done():
-            return False
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        if self.reading or self._transport is None or self.gone.done():
             return False
         try:
-            state: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            state: bytes = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
         except OSError:
             return True
         return state[0] != _ESTABLISHED

@@ -50,7 +50,8 @@ class StreamingServer:
         self._certificates = Certificates(options.tls) if options.tls else None
         self._tasks = Tasks()
         self._unasked: dict[asyncio.Task[Any], None] = {}
-        self._links: set[Link] = set()
+        self.links: set[Link] = set()
+        """Of clients that were let in."""
         self._listener: socket.socket | None = None
         self.base = ""
         """What all URLs begin with, once it is started."""
@@ -141,10 +142,10 @@ class StreamingServer:
         request = await exchange.request()
         if request.method not in ("GET", "POST"):
             raise Refused(405, "method not allowed", (("Allow", "GET, POST"),))
-        if len(self._links) >= self._options.max_connections:
+        if len(self.links) >= self._options.max_connections:
             raise Refused(
                 503,
-                f"{len(self._links)} clients are connected (streaming.max_connections)",
+                f"{len(self.links)} clients are connected (streaming.max_connections)",
                 (("Retry-After", "1"),),
             )
         try:
@@ -159,12 +160,12 @@ class StreamingServer:
         task = asyncio.current_task()
         if task is not None:
             self._unasked.pop(task, None)
-        self._links.add(link)
+        self.links.add(link)
         session = asyncio.create_task(start(), name="streaming session")
         try:
             await asyncio.wait([session, link.gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._links.discard(link)
+            self.links.discard(link)
             session.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await session
@@ -175,7 +176,7 @@ class StreamingServer:
         while True:
             await asyncio.sleep(min(SWEEP, idle / 4))
             now = loop.time()
-            for link in list(self._links):
+            for link in list(self.links):
                 quiet = now - link.last_active
                 if quiet > idle:
                     log.info("a streaming connection was idle for %.0f s and is closed", quiet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -45,6 +46,12 @@ class End:
 
     def close(self) -> None:
         self.sock.close()
+
+    def hung_up(self) -> bool:
+        """Whether the other end is closed; nothing is read or written for that."""
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        return bool(poll.poll(0))
 
     async def closed_by_peer(self) -> None:
         """When nothing can be written any more. Raises nothing."""

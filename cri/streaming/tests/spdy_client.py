@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from cri.streaming.spdy import events
 from cri.streaming.spdy.connection import Connection
 from cri.streaming.spdy.errors import StreamClosed
+from cri.streaming.spdy.limits import Limits
 
 
 class Rejected(Exception):
@@ -31,8 +32,14 @@ class Received:
 
 
 class SpdyClient:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connection = Connection(client=True)
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        limits: Limits | None = None,
+    ) -> None:
+        self.connection = Connection(client=True, limits=limits)
+        self.acknowledging = True
         self.reader, self.writer = reader, writer
         self.streams: dict[int, Received] = {}
         self.heard: list[events.Event] = []
@@ -66,7 +73,8 @@ class SpdyClient:
             match event:
                 case events.DataReceived(stream_id, piece):
                     self.streams[stream_id].data += piece
-                    self.connection.acknowledge(stream_id, len(piece))
+                    if self.acknowledging:
+                        self.connection.acknowledge(stream_id, len(piece))
                 case events.StreamReplied(stream_id):
                     self.streams[stream_id].replied = True
                 case events.StreamEnded(stream_id):
@@ -154,11 +162,12 @@ async def spdy(
     method: str = "POST",
     context: ssl.SSLContext | None = None,
     windows: bool = False,
+    limits: Limits | None = None,
 ) -> AsyncIterator[SpdyClient]:
     """Connects and upgrades. Raises `Rejected`."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
-    client = SpdyClient(reader, writer)
+    client = SpdyClient(reader, writer, limits)
     try:
         writer.write(upgrade(url, protocols or ("v4.channel.k8s.io",), method=method))
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

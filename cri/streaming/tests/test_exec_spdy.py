@@ -9,8 +9,10 @@ import os
 import pytest
 
 from cri.streaming import server as server_module
+from cri.streaming import sessions
 from cri.streaming.remote_command import Outcome, decode_outcome
 from cri.streaming.spdy import events
+from cri.streaming.spdy.limits import Limits
 from cri.streaming.spdy_streams import LIMITS
 from cri.streaming.tests.guests import (
     ALL,
@@ -22,6 +24,7 @@ from cri.streaming.tests.guests import (
     cat,
     exec_url,
     serving,
+    until,
 )
 from cri.streaming.tests.spdy_client import Rejected, spdy
 from hostlib.errors import NotFound, Unavailable
@@ -141,6 +144,35 @@ async def test_a_terminal_is_resized_to_the_newest_size() -> None:
         assert decode_outcome(await client.finished(ids["error"]), json_status=True) == Outcome(0)
 
 
+async def test_a_status_waits_for_the_window_of_a_slow_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Whatever was not said before the server goes away is not said at all.
+    monkeypatch.setattr(sessions, "LINGER", 0.0)
+    backend = FakeBackend()
+    window = 65536
+    # What is left of the connection's window does not hold the status.
+    output = window - 10
+
+    async def program(guest: Guest) -> int:
+        await guest.stdout.write(bytes(output))
+        return 4
+
+    backend.program = program
+    limits = Limits(stream_window=window, session_window=window)
+    async with (
+        serving(backend) as server,
+        spdy(exec_url(server, OUT), windows=True, limits=limits) as client,
+    ):
+        client.acknowledging = False
+        ids = await client.command("stdout")
+        assert len(await client.finished(ids["stdout"])) == output
+        client.connection.acknowledge(ids["stdout"], output)
+        client.flush()
+        status = await client.finished(ids["error"])
+        assert decode_outcome(status, json_status=True) == Outcome(4)
+
+
 async def test_a_malformed_size_does_no_harm() -> None:
     backend = FakeBackend()
     backend.program = cat
@@ -204,7 +236,7 @@ async def test_a_client_that_leaves_behind_unread_input_is_noticed(
     ended = asyncio.Event()
 
     async def deaf(guest: Guest) -> int:
-        await guest.stdout.closed_by_peer()
+        await until(guest.stdout.hung_up)
         ended.set()
         return 0
 
