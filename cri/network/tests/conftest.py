@@ -122,7 +122,9 @@ class Machine:
             netns=net,
         )
         for address in guest["addresses"]:
-            sh("ip", "addr", "add", address, "dev", "eth0", netns=net)
+            # As the agent does: else another address is taken while this one is looked for.
+            flags = ["nodad"] if ":" in address else []
+            sh("ip", "addr", "add", address, "dev", "eth0", *flags, netns=net)
         sh("ip", "link", "set", "eth0", "up", netns=net)
         for route in guest["routes"]:
             via = ("via", route["gateway"]) if "gateway" in route else ()
