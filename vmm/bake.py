@@ -140,7 +140,7 @@ async def _capture(
             await vm.attach(SCRATCH_SLOT, disk, read_only=False)
             await vm.agent.request("scratch.mount", {"slot": SCRATCH_SLOT})
             progress("rehearsing", 0.4)
-            await vm.rehearse(guest.rehearsal)
+            await vm.rehearse(guest.rehearsal, with_exec=True)
             progress("waiting for the guest to idle", 0.5)
             if not await settle(vm):
                 log.warning("the guest never idled; baking it as it is")

@@ -392,12 +392,12 @@ class MicroVM:
             "qom-set", {"path": f"/machine/peripheral/d{slot}", "property": "drive", "value": node}
         )
 
-    async def rehearse(self, rehearsal: Path) -> None:
+    async def rehearse(self, rehearsal: Path, *, with_exec: bool = False) -> None:
         """Live one whole container life, so that the paths are translated and warm.
 
         The VM runs and its agent is connected; afterwards it is as before. The caller pauses it.
         """
-        await rehearse.run(self, rehearsal)
+        await rehearse.run(self, rehearsal, with_exec=with_exec)
 
     async def save_devices(self, descriptor: int) -> None:
         """Write the paused VM's device state, without its RAM, to a file."""
