@@ -281,8 +281,9 @@ class AgentClient:
             raise AgentProtocolError("the guest answered a request that was never made")
         if (data := self._assembler.add(frame)) is None:
             return
-        answer = self._requests.pop(frame.stream)
+        # First: when it is no JSON the session ends, and who waits for it has to hear so.
         body = parse_json(data)
+        answer = self._requests.pop(frame.stream)
         if answer is not None and not answer.done():
             answer.set_result(body)
 

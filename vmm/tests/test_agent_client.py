@@ -233,6 +233,17 @@ async def test_a_hostile_guest_ends_the_session(session: Session, attack: Any) -
         await client.request("ping")
 
 
+@pytest.mark.parametrize("payload", [b"nonsense", b"{}", b"[]", b'{"result":1}'])
+async def test_an_answer_that_is_none_is_not_waited_for(session: Session, payload: bytes) -> None:
+    peer, client = session
+    asked = asyncio.create_task(client.request("ping"))
+    number, _ = await peer.request()
+    peer.raw(Type.RESPONSE, number, payload)
+    with pytest.raises(AgentProtocolError):
+        await asked
+    assert isinstance(client.closed.result(), AgentProtocolError)
+
+
 async def test_resets(session: Session) -> None:
     peer, client = session
     mine, theirs = client.open_stream(), client.open_stream()

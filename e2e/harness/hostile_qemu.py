@@ -1,0 +1,202 @@
+#!/usr/bin/python3
+"""QEMU, with a liar between the guest's agent and the shim.
+
+A daemon whose `vm.qemu` is a link to this file runs the real QEMU under it. What the guest's agent
+says to the shim passes through a process of ours, unchanged until a file `attack` beside the link
+says "VM ATTACK": then that VM's agent turns hostile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from vmm.agent.codec import (
+    INITIAL_CREDIT,
+    MAX_PAYLOAD,
+    Decoder,
+    Flag,
+    Frame,
+    Type,
+    encode,
+    encode_message,
+)
+
+QEMU: Final = "/usr/bin/qemu-system-x86_64"
+POLL: Final = 0.05
+NOBODYS: Final = 1_000_000
+"""A stream that the host will not have opened."""
+
+
+class Liar:
+    """What passes between the shim and the guest, and what is added to it."""
+
+    def __init__(self, shim: socket.socket, guest: socket.socket) -> None:
+        self._shim = shim
+        self._guest = guest
+        self._turn = threading.Lock()
+        self._nonce = 0
+        self._exec: dict[str, int] = {}
+        self._swallow: Type | None = None
+        self._dead: set[int] = set()
+        self._stretch = False
+
+    def to_guest(self) -> None:
+        """Passes on what the shim says, and learns the session's nonce and streams from it."""
+        decoder = Decoder()
+        while data := self._shim.recv(1 << 16):
+            for frame in decoder.feed(data):
+                self._nonce = frame.nonce
+                if frame.type is Type.REQUEST:
+                    self._learn(json.loads(frame.payload))
+            self._guest.sendall(data)
+
+    def _learn(self, request: dict[str, Any]) -> None:
+        if request["method"] == "process.exec" and request["params"]["streams"].get("stdin"):
+            self._exec = request["params"]["streams"]
+
+    def to_shim(self) -> None:
+        """Passes on what the guest says."""
+        decoder = Decoder()
+        while data := self._guest.recv(1 << 16):
+            for frame in decoder.feed(data):
+                if frame.type is self._swallow or frame.stream in self._dead:
+                    continue
+                with self._turn:
+                    if self._stretch and frame.type is Type.RESPONSE:
+                        self._stretch = False
+                        longer = Frame(frame.nonce, frame.type, frame.stream, bytes(1000))
+                        self._shim.sendall(encode(longer)[:-1000] + frame.payload)
+                        # What follows is taken for the rest of the answer.
+                        self._say(Type.CREDIT, self._exec["stdin"], bytes(2000))
+                    else:
+                        self._shim.sendall(encode(frame))
+
+    def _say(self, kind: Type, stream: int, payload: bytes = b"") -> None:
+        self._shim.sendall(encode(Frame(self._nonce, kind, stream, payload)))
+
+    # --- what ends the pod
+
+    def data_for_nobody(self) -> None:
+        self._say(Type.DATA, NOBODYS, b"x")
+
+    def reset_for_nobody(self) -> None:
+        self._say(Type.RESET, NOBODYS)
+
+    def data_without_credit(self) -> None:
+        for _ in range(1000):
+            self._say(Type.DATA, self._exec["stdout"], bytes(MAX_PAYLOAD))
+
+    def data_after_the_end(self) -> None:
+        stream = self._exec["stdout"]
+        last = encode(Frame(self._nonce, Type.DATA, stream, b"x", Flag.FIN))
+        # At once: what comes after the shim has forgotten the stream is dropped.
+        self._shim.sendall(last + encode(Frame(self._nonce, Type.DATA, stream, b"y")))
+
+    def credit_without_end(self) -> None:
+        for _ in range(3):
+            self._say(Type.CREDIT, self._exec["stdin"], (1 << 30).to_bytes(4, "little"))
+
+    def credit_that_is_none(self) -> None:
+        self._say(Type.CREDIT, self._exec["stdin"], b"abc")
+
+    def an_answer_to_nothing(self) -> None:
+        frame = encode_message(self._nonce, Type.RESPONSE, NOBODYS, {"result": {}})
+        self._shim.sendall(frame)
+
+    def a_length_that_lies(self) -> None:
+        self._stretch = True
+
+    # --- what it does to itself
+
+    def resets(self) -> None:
+        self._dead = {number for number in self._exec.values() if number}
+        for _ in range(20_000):
+            for number in self._dead:
+                self._say(Type.RESET, number)
+
+    def no_credit(self) -> None:
+        self._swallow = Type.CREDIT
+
+    def garbage(self) -> None:
+        """No frames: a length beyond the limit, half headers, magic after magic."""
+        frame = bytearray(encode(Frame(self._nonce, Type.DATA, self._exec["stdout"], b"x")))
+        frame[20:24] = (MAX_PAYLOAD + 1).to_bytes(4, "little")
+        self._shim.sendall(bytes(frame) + frame[:13] + b"THAW" * INITIAL_CREDIT)
+
+    def wait(self, order: Path, vm: str) -> None:
+        """Carries out the attack that is ordered, once."""
+        while True:
+            words = order.read_text().split() if order.exists() else []
+            if words and words[0] == vm:
+                attack: Callable[[], None] = getattr(self, words[1])
+                with self._turn:
+                    attack()
+                order.rename(order.with_suffix(".done"))
+                return
+            time.sleep(POLL)
+
+
+def lie(shim: socket.socket, guest: socket.socket, order: Path, vm: str) -> None:
+    """Runs until either end is closed."""
+    liar = Liar(shim, guest)
+    ended = threading.Event()
+
+    def carry(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError:
+            pass
+        finally:
+            ended.set()
+
+    for work in (liar.to_guest, liar.to_shim):
+        threading.Thread(target=carry, args=(work,), daemon=True).start()
+    threading.Thread(target=liar.wait, args=(order, vm), daemon=True).start()
+    ended.wait()
+
+
+def main() -> None:
+    line = " ".join(sys.argv)
+    agent = re.search(r"socket,id=agent,fd=(\d+)", line)
+    vm = re.search(r"/vms/([0-9a-z]+)/", line)
+    if agent is not None and vm is not None and "-incoming" in sys.argv:
+        number = int(agent[1])
+        near, far = socket.socketpair()
+        if os.fork() == 0:
+            # Twice: QEMU does not wait for children that it knows nothing of.
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            shim = socket.socket(fileno=os.dup(number))
+            shim.setblocking(True)
+            # QEMU's other descriptors, held here, would outlive it.
+            keep = (shim.fileno(), near.fileno())
+            for descriptor in map(int, os.listdir("/proc/self/fd")):
+                if descriptor not in keep:
+                    try:
+                        os.close(descriptor)
+                    except OSError:
+                        # The listing's own.
+                        pass
+            lie(shim, near, Path(sys.argv[0]).parent / "attack", vm[1])
+            os._exit(0)
+        os.wait()
+        os.dup2(far.fileno(), number, inheritable=True)
+        near.close()
+        far.close()
+    os.execv(QEMU, [QEMU, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""An agent that turns hostile ends its own pod, with a clear reason; all others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cri.api import v1_pb2
+from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness.pods import Pod
+from e2e.harness.refs import SHELL, SLEEP, SMALL
+from e2e.harness.streams import STDIN, STDOUT, Channels, attach_url, channels, exec_url, run
+from e2e.harness.waiting import until
+
+LIAR = PROJECT / "e2e" / "harness" / "hostile_qemu.py"
+REASONS = {
+    "data_for_nobody": "used stream 1000000, which is not open",
+    "reset_for_nobody": "used stream 1000000, which is not open",
+    "data_without_credit": "sent more than its credit",
+    "data_after_the_end": "sent data after the end of stream",
+    "credit_without_end": "gave too much credit",
+    "credit_that_is_none": "malformed CREDIT",
+    "an_answer_to_nothing": "answered a request that was never made",
+    "a_length_that_lies": "JSON",
+}
+"""What the agent does, and what is told to be the reason of its pod's end."""
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Path:
+    """Where attacks are ordered."""
+    (tmp_path / "qemu").symlink_to(LIAR)
+    return tmp_path / "attack"
+
+
+@pytest.fixture
+def daemon(make_daemon: Callable[..., Daemon], order: Path) -> Daemon:
+    """A daemon whose VMs have agents that obey orders."""
+    qemu = {"qemu": str(order.with_name("qemu"))}
+    made = make_daemon(settings={"guest": SMALL, "vm": qemu}).start()
+    made.client.pull_image(SHELL)
+    return made
+
+
+def command(order: Path, pod: Pod, attack: str) -> None:
+    fresh = order.with_suffix(".new")
+    fresh.write_text(f"{pod.vm} {attack}")
+    fresh.rename(order)
+
+
+def says(client: Channels, text: bytes) -> None:
+    client.send(STDIN, text)
+    client.until(STDOUT, text)
+
+
+@contextlib.contextmanager
+def bystander(daemon: Daemon) -> Iterator[Callable[[], None]]:
+    """Another pod with an exec under way; checks that nothing has happened to it."""
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    box = Pod.run(daemon).start(SHELL, SLEEP)
+    with channels(exec_url(box, "cat", stdin=True)) as client:
+
+        def check() -> None:
+            says(client, f"{len(client.messages)}\n".encode())
+            assert run(box, "echo up") == (0, b"up\n")
+            assert daemon.process is not None
+            assert (daemon.process.pid, daemon.alive()) == (pid, True)
+
+        yield check
+
+
+def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, order: Path) -> None:
+    with bystander(daemon) as check:
+        for attack, reason in REASONS.items():
+            box = Pod.run(daemon).start(SHELL, SLEEP)
+            with (
+                channels(attach_url(box)) as attached,
+                channels(exec_url(box, "cat", stdin=True)) as client,
+            ):
+                says(client, b"honest\n")
+                command(order, box.pod, attack)
+                if attack == "a_length_that_lies":
+                    # It lies in its next answer.
+                    until("the liar is ready", order.with_suffix(".done").exists)
+                    with channels(exec_url(box, "true")) as last:
+                        last.rest()
+                client.rest()
+                attached.rest()
+                assert client.status["status"] == "Failure", attack
+            status = box.wait()
+            assert (status.exit_code, status.reason) == (255, "Error"), attack
+            assert re.search(reason, status.message), (attack, status.message)
+            until("its pod is over", lambda: box.pod.state == v1_pb2.SANDBOX_NOTREADY)  # noqa: B023
+            check()
+            box.pod.remove()
+            order.with_suffix(".done").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("attack", ["resets", "no_credit", "garbage"])
+def test_what_is_no_lie_harms_the_streams_concerned_alone(
+    daemon: Daemon, order: Path, attack: str
+) -> None:
+    box = Pod.run(daemon).start(SHELL, SLEEP)
+    with (
+        bystander(daemon) as check,
+        channels(exec_url(box, "cat >/dev/null", stdin=True)) as client,
+    ):
+        client.send(STDIN, b"honest\n")
+        command(order, box.pod, attack)
+        until("the order is carried out", order.with_suffix(".done").exists)
+        if attack == "no_credit":
+            # More than the credit with which the stream began, and more than all buffers take.
+            for _ in range(64):
+                client.send(STDIN, bytes(16_000))
+        check()
+        assert run(box, "echo up") == (0, b"up\n")
+        assert box.sh("echo up") == "up"
+        assert box.pod.state == v1_pb2.SANDBOX_READY
+        client.vanish()
