@@ -18,11 +18,14 @@ from websockets.sync.client import ClientConnection, connect
 from cri.api import v1_pb2
 from e2e.harness.daemon import PROJECT
 from e2e.harness.pods import Container, Pod
+from e2e.harness.waiting import until
 from hostlib.process import ENVIRONMENT
 
 PROGRAM: Final = PROJECT / ".build" / "bin" / "stream-client"
 LIMIT: Final = 60.0
 """Seconds for one answer of a client, however busy the machine."""
+
+TABLES: Final = "/proc/net/tcp /proc/net/tcp6"
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 """The channels of exec and attach; the last is v5's, which ends another."""
@@ -192,6 +195,17 @@ def run(container: Container, script: str | Sequence[str]) -> tuple[int, bytes]:
     with channels(exec_url(container, script)) as client:
         client.rest()
         return client.code, client.said(STDOUT)
+
+
+def listening(container: Container, port: int) -> None:
+    """Wait until something in the pod listens on a TCP port."""
+    mark = f":{port:04X}"
+    until(f"port {port} listens", lambda: mark in container.sh(f"cat {TABLES}"))
+
+
+def connections(container: Container) -> int:
+    """The ends of established TCP connections in the pod."""
+    return int(container.sh(f"cat {TABLES} | grep -c ' 01 ' || true"))
 
 
 def write_script(folder: Path, *steps: dict[str, Any]) -> str:

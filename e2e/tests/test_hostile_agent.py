@@ -13,7 +13,16 @@ from cri.api import v1_pb2
 from e2e.harness.daemon import PROJECT, Daemon
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP, SMALL
-from e2e.harness.streams import STDIN, STDOUT, Channels, attach_url, channels, exec_url, run
+from e2e.harness.streams import (
+    STDIN,
+    Channels,
+    attach_url,
+    channels,
+    exec_url,
+    forward_url,
+    listening,
+    run,
+)
 from e2e.harness.waiting import until
 
 LIAR = PROJECT / "e2e" / "harness" / "hostile_qemu.py"
@@ -53,8 +62,10 @@ def command(order: Path, pod: Pod, attack: str) -> None:
 
 
 def says(client: Channels, text: bytes) -> None:
+    """Something is said to an echo, and comes back."""
     client.send(STDIN, text)
-    client.until(STDOUT, text)
+    while text not in b"".join(data for _, data in client.messages):
+        client.step()
 
 
 @contextlib.contextmanager
@@ -77,11 +88,14 @@ def bystander(daemon: Daemon) -> Iterator[Callable[[], None]]:
 def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, order: Path) -> None:
     with bystander(daemon) as check:
         for attack, reason in REASONS.items():
-            box = Pod.run(daemon).start(SHELL, SLEEP)
+            box = Pod.run(daemon).start(SHELL, ["nc", "-ll", "-p", "7000", "-e", "cat"])
+            listening(box, 7000)
             with (
                 channels(attach_url(box)) as attached,
+                channels(forward_url(box.pod, 7000)) as forwarded,
                 channels(exec_url(box, "cat", stdin=True)) as client,
             ):
+                says(forwarded, b"honest\n")
                 says(client, b"honest\n")
                 command(order, box.pod, attack)
                 if attack == "a_length_that_lies":
@@ -89,8 +103,8 @@ def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, order: Path) -> None:
                     until("the liar is ready", order.with_suffix(".done").exists)
                     with channels(exec_url(box, "true")) as last:
                         last.rest()
-                client.rest()
-                attached.rest()
+                for ended in (client, attached, forwarded):
+                    ended.rest()
                 assert client.status["status"] == "Failure", attack
             status = box.wait()
             assert (status.exit_code, status.reason) == (255, "Error"), attack

@@ -13,7 +13,17 @@ from demo.images import PAGE
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import NGINX, SHELL, SLEEP, WEBAPP
-from e2e.harness.streams import attach_url, exec_url, finish, forward_url, go, start, write_script
+from e2e.harness.streams import (
+    attach_url,
+    connections,
+    exec_url,
+    finish,
+    forward_url,
+    go,
+    listening,
+    start,
+    write_script,
+)
 from e2e.harness.waiting import until
 
 TRANSPORTS = ["spdy", "websocket", "fallback"]
@@ -160,15 +170,11 @@ def test_port_forward_of_http_with_keep_alive(daemon: Daemon, transport: str) ->
 def test_port_forward_of_a_raw_echo(daemon: Daemon, transport: str) -> None:
     pod = Pod.run(daemon)
     server = pod.start(WEBAPP, ECHO)
-    until("it listens", lambda: ":1B58" in server.sh("cat /proc/net/tcp /proc/net/tcp6"))
-
+    listening(server, 7000)
     flags = ["-transport", transport, "-port", "7000"]
     done = go("forward", forward_url(pod), *flags, "-echo", "100", "-size", "100000")
     assert done["work"] == {"equal": 100, "failures": None}, done
-    until(
-        "the guest has no connection left",
-        lambda: server.sh("cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 ' || true") == "0",
-    )
+    until("the guest has no connection left", lambda: connections(server) == 0)
 
     # Half-closed: what is sent before the end comes back after it.
     done = go("forward", forward_url(pod), *flags, "-text", "half-closed")

@@ -21,24 +21,25 @@ from e2e.harness.streams import (
     Channels,
     attach_url,
     channels,
+    connections,
     exec_url,
     finish,
     forward_url,
     go,
+    listening,
     run,
     start,
 )
 from e2e.harness.waiting import until
 
 SCRIPT = ("nc -ll -p 7000 -e cat & n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done",)
-CONNECTIONS = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 ' || true"
 
 
 @pytest.fixture
 def box(durable: Daemon) -> Container:
     """A container that counts aloud and has an echo at port 7000."""
     found = Pod.run(durable).start(SHELL, ["/bin/sh", "-c", *SCRIPT])
-    until("it listens", lambda: ":1B58" in found.sh("cat /proc/net/tcp /proc/net/tcp6"))
+    listening(found, 7000)
     return found
 
 
@@ -88,7 +89,7 @@ def test_the_daemon_is_killed_amid_all_streams(durable: Daemon, box: Container) 
     until("the writer has ended", lambda: "yes busy" not in processes(box))
     until("the reader has seen the end", lambda: box.sh("cat /eof || true") == "eof")
     assert "sleep 1000001" in processes(box)
-    until("no forwarded connection is left", lambda: box.sh(CONNECTIONS) == "0")
+    until("no forwarded connection is left", lambda: connections(box) == 0)
     assert run(box, "echo up") == (0, b"up\n")
     with channels(attach_url(box)) as again:
         again.until(STDOUT, b"\n")

@@ -23,8 +23,10 @@ from e2e.harness.streams import (
     V5,
     attach_url,
     channels,
+    connections,
     exec_url,
     forward_url,
+    listening,
     run,
 )
 from e2e.harness.waiting import until
@@ -222,14 +224,13 @@ def test_an_attached_client_that_vanishes_harms_nobody(daemon: Daemon) -> None:
 def test_a_forwarding_client_that_vanishes_leaves_no_connection(daemon: Daemon) -> None:
     pod = Pod.run(daemon)
     server = pod.start(SHELL, ["nc", "-ll", "-p", "7000", "-e", "cat"])
-    until("it listens", lambda: ":1B58" in server.sh("cat /proc/net/tcp /proc/net/tcp6"))
-    open_ = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 ' || true"
+    listening(server, 7000)
     with channels(forward_url(pod, 7000)) as client:
         client.send(0, b"echo")
         client.until(0, b"echo")
-        assert server.sh(open_) == "2"
+        assert connections(server) == 2
         client.vanish()
-    until("the guest has no connection left", lambda: server.sh(open_) == "0")
+    until("the guest has no connection left", lambda: connections(server) == 0)
 
 
 def test_nothing_is_given_for_what_does_not_run(daemon: Daemon) -> None:
