@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """QEMU, with a liar between the guest's agent and the shim.
 
-A daemon whose `vm.qemu` is a link to this file runs the real QEMU under it. What the guest's agent
-says to the shim passes through a process of ours, unchanged until a file `attack` beside the link
-says "VM ATTACK": then that VM's agent turns hostile.
+A daemon whose `vm.qemu` is a copy of this file, made by `install`, runs the real QEMU under it.
+What the guest's agent says to the shim passes through a process of ours, unchanged until the file
+`attack` beside the copy says "VM ATTACK": then that VM's agent turns hostile, and the pipe `done`
+there says so. The process is confined as QEMU is: it sees its folder, and can change nothing there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -19,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent / "lib"))
 
 from vmm.agent.codec import (
     INITIAL_CREDIT,
@@ -142,7 +145,7 @@ class Liar:
                 attack: Callable[[], None] = getattr(self, words[1])
                 with self._turn:
                     attack()
-                order.rename(order.with_suffix(".done"))
+                order.with_name("done").write_text(vm)
                 return
             time.sleep(POLL)
 
@@ -164,6 +167,17 @@ def lie(shim: socket.socket, guest: socket.socket, order: Path, vm: str) -> None
         threading.Thread(target=carry, args=(work,), daemon=True).start()
     threading.Thread(target=liar.wait, args=(order, vm), daemon=True).start()
     ended.wait()
+
+
+def install(folder: Path) -> Path:
+    """A copy with all that it needs; the path for `vm.qemu`."""
+    project = Path(__file__).resolve().parents[2]
+    for package in ("hostlib", "vmm/agent"):
+        shutil.copytree(
+            project / package, folder / "lib" / package, ignore=shutil.ignore_patterns("tests")
+        )
+    os.mkfifo(folder / "done")
+    return Path(shutil.copy(__file__, folder / "qemu"))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cri.api import v1_pb2
-from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness import hostile_qemu
+from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP, SMALL
 from e2e.harness.streams import (
@@ -25,7 +27,6 @@ from e2e.harness.streams import (
 )
 from e2e.harness.waiting import until
 
-LIAR = PROJECT / "e2e" / "harness" / "hostile_qemu.py"
 REASONS = {
     "data_for_nobody": "used stream 1000000, which is not open",
     "reset_for_nobody": "used stream 1000000, which is not open",
@@ -39,26 +40,42 @@ REASONS = {
 """What the agent does, and what is told to be the reason of its pod's end."""
 
 
-@pytest.fixture
-def order(tmp_path: Path) -> Path:
-    """Where attacks are ordered."""
-    (tmp_path / "qemu").symlink_to(LIAR)
-    return tmp_path / "attack"
+class Liars:
+    """VMs whose agents obey orders."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.qemu = hostile_qemu.install(folder)
+        self._order = folder / "attack"
+        self._done = os.open(folder / "done", os.O_RDWR | os.O_NONBLOCK)
+
+    def command(self, pod: Pod, attack: str) -> None:
+        fresh = self._order.with_suffix(".new")
+        fresh.write_text(f"{pod.vm} {attack}")
+        fresh.rename(self._order)
+
+    def carried_out(self, pod: Pod) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._done, 100).decode().endswith(pod.vm)
+        return False
+
+    def close(self) -> None:
+        os.close(self._done)
 
 
 @pytest.fixture
-def daemon(make_daemon: Callable[..., Daemon], order: Path) -> Daemon:
-    """A daemon whose VMs have agents that obey orders."""
-    qemu = {"qemu": str(order.with_name("qemu"))}
-    made = make_daemon(settings={"guest": SMALL, "vm": qemu}).start()
+def liars(tmp_path: Path) -> Iterator[Liars]:
+    made = Liars(tmp_path / "liars")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def daemon(make_daemon: Callable[..., Daemon], liars: Liars) -> Daemon:
+    """A daemon whose VMs are liars' when they are told to be."""
+    made = make_daemon(settings={"guest": SMALL, "vm": {"qemu": str(liars.qemu)}}).start()
     made.client.pull_image(SHELL)
     return made
-
-
-def command(order: Path, pod: Pod, attack: str) -> None:
-    fresh = order.with_suffix(".new")
-    fresh.write_text(f"{pod.vm} {attack}")
-    fresh.rename(order)
 
 
 def says(client: Channels, text: bytes) -> None:
@@ -85,7 +102,7 @@ def bystander(daemon: Daemon) -> Iterator[Callable[[], None]]:
         yield check
 
 
-def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, order: Path) -> None:
+def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, liars: Liars) -> None:
     with bystander(daemon) as check:
         for attack, reason in REASONS.items():
             box = Pod.run(daemon).start(SHELL, ["nc", "-ll", "-p", "7000", "-e", "cat"])
@@ -97,10 +114,10 @@ def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, order: Path) -> None:
             ):
                 says(forwarded, b"honest\n")
                 says(client, b"honest\n")
-                command(order, box.pod, attack)
+                liars.command(box.pod, attack)
                 if attack == "a_length_that_lies":
                     # It lies in its next answer.
-                    until("the liar is ready", order.with_suffix(".done").exists)
+                    until("the liar is ready", lambda: liars.carried_out(box.pod))  # noqa: B023
                     with channels(exec_url(box, "true")) as last:
                         last.rest()
                 for ended in (client, attached, forwarded):
@@ -112,12 +129,11 @@ def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, order: Path) -> None:
             until("its pod is over", lambda: box.pod.state == v1_pb2.SANDBOX_NOTREADY)  # noqa: B023
             check()
             box.pod.remove()
-            order.with_suffix(".done").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("attack", ["resets", "no_credit", "garbage"])
 def test_what_is_no_lie_harms_the_streams_concerned_alone(
-    daemon: Daemon, order: Path, attack: str
+    daemon: Daemon, liars: Liars, attack: str
 ) -> None:
     box = Pod.run(daemon).start(SHELL, SLEEP)
     with (
@@ -125,8 +141,8 @@ def test_what_is_no_lie_harms_the_streams_concerned_alone(
         channels(exec_url(box, "cat >/dev/null", stdin=True)) as client,
     ):
         client.send(STDIN, b"honest\n")
-        command(order, box.pod, attack)
-        until("the order is carried out", order.with_suffix(".done").exists)
+        liars.command(box.pod, attack)
+        until("the order is carried out", lambda: liars.carried_out(box.pod))
         if attack == "no_credit":
             # More than the credit with which the stream began, and more than all buffers take.
             for _ in range(64):

@@ -79,7 +79,7 @@ def test_a_terminal_and_its_size(box: Container, transport: str, tmp_path: Path)
         {"expect": "typed\r\nheard typed\r\n", "send": "\x03"},
     )
     command = (
-        "trap 'stty size' WINCH; echo on; read a;"
+        "echo on; read a;"
         "while [ $(stty size | cut -d ' ' -f 2) != 97 ]; do :; done; stty size;"
         "read a; echo heard $a; exec sleep 1000"
     ).replace("stty", "busybox stty")
