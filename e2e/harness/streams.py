@@ -85,7 +85,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 280) -> dict[str, An
     """What the Go client says about how it went."""
     try:
         out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
+    except BaseException:
         process.kill()
         process.communicate()
         raise

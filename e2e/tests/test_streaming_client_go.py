@@ -84,8 +84,9 @@ def test_a_terminal_and_its_size(box: Container, transport: str, tmp_path: Path)
         "read a; echo heard $a; exec sleep 1000"
     ).replace("stty", "busybox stty")
     url = exec_url(box, command, stdin=True, tty=True)
-    done = go("exec", url, "-transport", transport, "-tty", "-script", script)
-    assert done["talk"] == ""
+    flags = ["-transport", transport, "-tty", "-script", script, "-limit", "60s"]
+    done = go("exec", url, *flags)
+    assert done["talk"] == "", done
     # Ctrl-C.
     assert done["code"] == 130
     assert done["stderr"]["bytes"] == 0

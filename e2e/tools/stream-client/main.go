@@ -28,8 +28,6 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-const limit = 4 * time.Minute
-
 type target struct {
 	url       *url.URL
 	transport string
@@ -114,11 +112,12 @@ func main() {
 	drains := flags.Int("drain", 0, "connections at once, which are read to their end")
 	keys := flags.Int("keys", 0, "keys to press at a terminal")
 	text := flags.String("text", "", "what is sent on a connection; the only one is then half-closed")
+	limit := flags.Duration("limit", 4*time.Minute, "when exec, upload and download are given up")
 	check(flags.Parse(os.Args[2:]))
 	parsed, err := url.Parse(*address)
 	check(err)
 	where := target{parsed, *transport}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), *limit)
 	defer cancel()
 
 	var result any
