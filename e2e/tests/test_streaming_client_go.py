@@ -75,7 +75,7 @@ def test_a_terminal_and_its_size(box: Container, transport: str, tmp_path: Path)
         tmp_path,
         {"size": [132, 43]},
         {"expect": "on\r\n", "size": [97, 31], "send": "\n"},
-        {"expect": "31 97", "send": "typed\n"},
+        {"expect": "31 97\r\n", "send": "typed\n"},
         {"expect": "typed\r\nheard typed\r\n", "send": "\x03"},
     )
     command = (
