@@ -26,9 +26,11 @@ MAX_FOLLOWERS: Final = 64
 class _Follower(asyncio.Protocol):
     """Takes one output stream; what it sends itself is ignored."""
 
-    def __init__(self, audience: Audience, name: StreamName) -> None:
+    def __init__(self, audience: Audience, name: StreamName, client: Client) -> None:
         self._audience = audience
         self._name = name
+        self.client = client
+        client.append(self)
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -37,6 +39,10 @@ class _Follower(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._audience.left(self._name, self)
+
+
+Client = list[_Follower]
+"""The followers of one client: a list that is empty at first."""
 
 
 class Audience:
@@ -48,16 +54,17 @@ class Audience:
         self._writers: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 
-    async def follow(self, name: StreamName, sock: socket.socket) -> None:
+    async def follow(self, name: StreamName, sock: socket.socket, client: Client) -> None:
         """Send to `sock`, which is ours from now on, what the stream says from now on.
 
-        Raises `ResourceExhausted`.
+        A client that does not read one of its streams loses all: half of an output is none. Raises
+        `ResourceExhausted`.
         """
         if sum(map(len, self._followers.values())) >= MAX_FOLLOWERS:
             sock.close()
             raise ResourceExhausted(f"{MAX_FOLLOWERS} streams are attached to {self._what}")
         _, follower = await asyncio.get_running_loop().create_connection(
-            lambda: _Follower(self, name), sock=sock
+            lambda: _Follower(self, name, client), sock=sock
         )
         self._followers[name].add(follower)
 
@@ -73,7 +80,9 @@ class Audience:
             transport.write(data)
             if transport.get_write_buffer_size() > MAX_UNREAD:
                 log.warning("who is attached to %s of %s does not read", name, self._what)
-                transport.abort()
+                for each in follower.client:
+                    if each.transport is not None:
+                        each.transport.abort()
 
     def finish(self, name: StreamName) -> None:
         """The stream has ended: so it does for all, when they have read the rest."""

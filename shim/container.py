@@ -32,7 +32,7 @@ from hostlib.errors import (
 )
 from hostlib.tasks import Tasks
 from shim import records, sandbox
-from shim.attach import Audience
+from shim.attach import Audience, Client
 from shim.laps import Laps
 from shim.layers import Layer, Layers, Machine
 from shim.log import LogWriter, StreamName
@@ -208,9 +208,11 @@ class Container:
             for sock in sockets.values():
                 sock.close()
             raise FailedPrecondition(f"container {self.id[:12]} has ended")
+        client: Client = []
         for name, sock in sockets.items():
             if name != "stdin":
-                await self._audience.follow("stderr" if name == "stderr" else "stdout", sock)
+                stream: StreamName = "stderr" if name == "stderr" else "stdout"
+                await self._audience.follow(stream, sock, client)
             elif "stdin" in self._streams:
                 stdin = self._streams["stdin"]
                 await self._audience.write(sock, stdin, once=self.record.stdin_once)

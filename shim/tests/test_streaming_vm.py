@@ -270,16 +270,20 @@ async def test_who_attaches_before_the_start_misses_nothing(pod: Pod) -> None:
 
 
 async def test_one_who_does_not_read_is_dropped_and_the_log_is_whole(pod: Pod) -> None:
-    script = "read a; yes $(seq -s , 1 2000 | head -c 8000) | head -n 1500"
+    script = (
+        "read a; (sleep 3; echo late >&2) & yes $(seq -s , 1 2000 | head -c 8000) | head -n 1500"
+    )
     box = await pod.container(script, stdin=True, stdin_once=True)
-    _, deaf = await pod.ask("attach.open", ["stdin", "stdout"], container=box)
+    _, deaf = await pod.ask("attach.open", ["stdin", "stdout", "stderr"], container=box)
     await send(deaf["stdin"], b"go\n")
     assert (await pod.vm.exited(box))["exit_code"] == 0
     assert (
-        re.findall(r" F (.*)", pod.vm.log(box))
+        re.findall(r"stdout F (.*)", pod.vm.log(box))
         == [",".join(map(str, range(1, 2001)))[:8000]] * 1500
     )
     assert len(await everything(deaf["stdout"])) < 8_000_000
+    # Half of an output is none: the other stream went with it.
+    assert await everything(deaf["stderr"]) == b""
 
 
 async def test_stdin_once_ends_the_input(pod: Pod) -> None:
