@@ -88,6 +88,10 @@ class Exchange:
                     return
                 if isinstance(event, h11.Request):
                     self._head = event
+                    # h11 bounds what is incomplete; a head may come whole, in one piece.
+                    size = sum(len(name) + len(value) for name, value in event.headers)
+                    if size + len(event.target) > MAX_HEAD:
+                        raise Refused(431, "the request has long headers")
                 elif isinstance(event, h11.Data):
                     self._body += len(event.data)
                     if self._body > MAX_BODY:

@@ -120,6 +120,7 @@ async def test_a_body_is_dropped_and_a_large_one_refused() -> None:
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
         (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"431"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", b"400"),
         (b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
