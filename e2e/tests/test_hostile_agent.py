@@ -120,13 +120,14 @@ def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, liars: Liars) -> None:
                     until("the liar is ready", lambda: liars.carried_out(box.pod))  # noqa: B023
                     with channels(exec_url(box, "true")) as last:
                         last.rest()
+                # Before anything is read: who takes data gives credit for more.
+                until("its pod is over", lambda: box.pod.state == v1_pb2.SANDBOX_NOTREADY)  # noqa: B023
                 for ended in (client, attached, forwarded):
                     ended.rest()
                 assert client.status["status"] == "Failure", attack
             status = box.wait()
             assert (status.exit_code, status.reason) == (255, "Error"), attack
             assert re.search(reason, status.message), (attack, status.message)
-            until("its pod is over", lambda: box.pod.state == v1_pb2.SANDBOX_NOTREADY)  # noqa: B023
             check()
             box.pod.remove()
 

@@ -137,7 +137,9 @@ def test_addresses_of_both_families(make_daemon: Callable[..., Daemon], outside:
         six.append(extra.ip)
     outside.serve(7000)
     for kind in ("tcp", "udp"):
-        assert reach(kind, six[0], 7000) == f"{subnet6[1]} hello"
+        told, _, said = reach(kind, six[0], 7000).partition(" ")
+        # The guest writes an address in its own way.
+        assert (ipaddress.ip_address(told), said) == (subnet6[1], "hello")
         assert talk(client, "probe", kind, six[0], "7000") == f"{six[1]} hello"
         assert talk(client, "probe", kind, outside.address6, "7000") == f"{outside.gateway6} hello"
     for gateway, address in (
