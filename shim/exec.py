@@ -8,6 +8,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from hostlib.errors import (
@@ -159,7 +160,7 @@ class Execs:
             if kind == "stdin":
                 inputs.append(asyncio.create_task(inward(sock, stream)))
             else:
-                self._hangups.watch(sock, lambda stream=stream: break_off(stream))  # type: ignore[misc]
+                self._hangups.watch(sock, partial(break_off, stream))
                 pump = Outward(stream, sock)
                 outputs[asyncio.create_task(pump.run())] = pump
         try:

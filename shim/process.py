@@ -147,8 +147,8 @@ class Shim:
         tap_fd = tap.open_tap(config.tap_name)
         try:
             tap.leave_to_namespace(tap_fd)
-            # Without a thread, which would be the shim's only one and cost half a MiB for its
-            # whole life: no pod depends on it before its VM stands.
+            # Without a thread, which would be the shim's only one and hold memory for its whole
+            # life: no pod depends on it before its VM stands.
             base = snapshot.read(Path(config.snapshot))
             await failpoint.hit("birth.scratch")
             scratch = Path(self._record.scratch)

@@ -2,7 +2,7 @@
 
 It runs twice. At the bake it leaves what the guest's kernel makes but once (caches, the devices'
 filter, first pages) in the snapshot; in a VM that waits it has the code of a start translated.
-There it is without an exec, whose own code is half a MiB: not every pod has one.
+There it is without an exec, whose own code takes memory: not every pod has one.
 """
 
 from __future__ import annotations

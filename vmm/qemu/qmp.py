@@ -1,8 +1,8 @@
 """QEMU's monitor: the little of QMP that a VM needs, on one connection.
 
 QMP is JSON, a line for each message (QEMU's ``docs/interop/qmp-spec``). The `qemu.qmp` package
-speaks it too, and would cost each pod 1.5 MiB of its own: its objects lie in pages that a shim
-shares with the zygote for as long as it does not touch them.
+speaks it too, and would cost each pod more memory of its own: its objects lie in pages that a shim
+shares with the zygote for as long as it does not touch them (row `idle_shim` of the benchmark).
 """
 
 from __future__ import annotations
