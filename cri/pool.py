@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
@@ -24,6 +25,8 @@ PATIENCE: Final = 1.0
 would never be filled."""
 SETTLE: Final = 0.1
 """Seconds after a pod took a VM in which more may come."""
+UNHURRIED: Final = 0.5
+"""The same for a pool that is at least half full: the pod's first moments are its own."""
 LOOK: Final = 1.0
 """Seconds between looks at the host's memory and at how many VMs are wanted."""
 ONE_AFTER_ANOTHER: Final = 1
@@ -73,6 +76,7 @@ class Pool:
         self._spot = asyncio.Semaphore(limits.on_the_spot)
         self._restoring = 0
         self._under_way = 0
+        self._taken_at = -math.inf
         self._calm = asyncio.Event()
         self._calm.set()
         self._closed = False
@@ -141,14 +145,21 @@ class Pool:
             self._calm.set()
 
     async def _give_way(self) -> None:
+        loop = asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                await asyncio.sleep(SETTLE)
+                # Both a further pod and an emptier pool change how long; neither is an event.
+                while (left := self._taken_at + self._settle() - loop.time()) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(min(left, SETTLE))
                 await self._calm.wait()
+
+    def _settle(self) -> float:
+        return UNHURRIED if 2 * len(self._ready) >= self.size else SETTLE
 
     async def _ready_one(self, shape: str) -> Vm | None:
         while shape == self.shape and self._ready:
             vm = self._ready.popleft()
+            self._taken_at = asyncio.get_running_loop().time()
             self._wanted.set()
             if vm.shim is not None and not vm.shim.closed.is_set():
                 return vm

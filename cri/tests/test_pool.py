@@ -91,6 +91,24 @@ async def test_refilling_gives_way_to_pods_that_start() -> None:
     await pool.close()
 
 
+async def test_a_pool_half_full_leaves_a_pod_its_first_moments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cri.pool.UNHURRIED", 60)
+    monkeypatch.setattr("cri.pool.PATIENCE", 60)
+    maker = Maker()
+    pool = make(maker, 4)
+    pool.start()
+    await until(lambda: len(pool) == 4)
+    for left in (3, 2):
+        await pool.take("2x2048")
+        await asyncio.sleep(0.2)
+        assert len(pool) == left
+    await pool.take("2x2048")
+    await until(lambda: len(pool) > 1)
+    await pool.close()
+
+
 async def test_pods_that_find_it_empty_wait_their_turn() -> None:
     maker = Maker()
     under_way, most = 0, 0

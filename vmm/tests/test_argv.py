@@ -58,6 +58,12 @@ def test_the_guest_sees_the_same_machine_at_bake_and_restore() -> None:
     assert seen(argv.argv(boot)) == seen(argv.argv(machine()))
 
 
+def test_mitigations_are_for_code_that_the_processor_runs_itself() -> None:
+    words = {accel: argv.kernel_command_line(accel, "serial") for accel in ("tcg", "kvm", "hvf")}
+    assert "mitigations=off" in words["tcg"]
+    assert "mitigations=auto" in words["kvm"] and "mitigations=auto" in words["hvf"]
+
+
 def test_the_channel_is_baked_into_the_machine_its_ends_are_not() -> None:
     def line(cid: int, incoming: bool) -> list[str]:
         boot = None if incoming else argv.KernelBoot(7, 8)
