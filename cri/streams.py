@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cri import oci_spec
 from cri.daemon import Daemon
+from cri.oci import spec as oci_spec
 from cri.service.exec_sync import process_of
 from cri.streaming.certificates import CertificateFiles
 from cri.streaming.requests import Attach, Descriptors, Exec, Running

@@ -10,11 +10,12 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from cri import oci_spec, signals
+from cri import signals
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container, Pod
-from cri.oci_spec import HostMount
+from cri.oci import spec as oci_spec
+from cri.oci.mounts import HostMount
 from cri.trace import Trace
 from hostlib import failpoint, ids, linux
 from hostlib.errors import (

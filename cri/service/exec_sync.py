@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cri import oci_spec
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container, Pod
+from cri.oci import spec as oci_spec
 from cri.service import container_status
 from cri.service.container_create import pod_config
 from cri.vms import Wire

@@ -12,11 +12,12 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from cri import cgroups, identity, oci_spec, shapes
+from cri import cgroups, identity, shapes
 from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
+from cri.oci import spec as oci_spec
 from cri.trace import Trace
 from cri.vms import Vm
 from hostlib import failpoint, ids

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cri import oci_spec
 from cri.api import v1_pb2 as v1
-from cri.capabilities import ALL, DEFAULT, capabilities
+from cri.oci import spec as oci_spec
+from cri.oci.capabilities import ALL, DEFAULT, capabilities
 from hostlib.devices import default_rules
 from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError, Unimplemented
 from images.model import ImageConfig

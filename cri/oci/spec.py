@@ -1,0 +1,116 @@
+"""The whole spec of a container, and the process of an exec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cri.api import v1_pb2 as v1
+from cri.oci.capabilities import capabilities
+from cri.oci.mounts import HostMount, mounts
+from cri.oci.process import ImageConfig, arguments, environment, user, working_dir
+from cri.oci.resources import resources
+from cri.oci.security import (
+    OTHER_RUNTIME,
+    check_namespaces,
+    check_security,
+    check_selinux,
+    namespaces,
+)
+from hostlib.errors import InvalidArgument, Unimplemented
+
+
+@dataclass(frozen=True)
+class Built:
+    """The spec, and the host paths that must be in the share before it is carried out."""
+
+    spec: dict[str, Any]
+    mounts: tuple[HostMount, ...]
+
+
+def check_sandbox(config: v1.PodSandboxConfig) -> None:
+    """Refuse what no microVM can do. Raises `InvalidArgument`, `Unimplemented`."""
+    if config.HasField("windows"):
+        raise InvalidArgument("Windows pods are not supported")
+    security = config.linux.security_context
+    check_namespaces(security.namespace_options)
+    check_selinux(security.selinux_options)
+    for name in config.linux.sysctls:
+        if not name or "/" in name or ".." in name:
+            raise InvalidArgument(f"malformed sysctl {name!r}", hint="write it with dots")
+
+
+def build(
+    container_id: str,
+    pod: v1.PodSandboxConfig,
+    config: v1.ContainerConfig,
+    image: ImageConfig,
+    *,
+    hostname: str,
+) -> Built:
+    """The spec of a container. Raises `InvalidArgument`, `Unimplemented`, `FailedPrecondition`."""
+    if config.HasField("windows"):
+        raise InvalidArgument("Windows containers are not supported")
+    _check_devices(config)
+    security = config.linux.security_context
+    check_security(security)
+    mounted, shares = mounts(container_id, config)
+    linux: dict[str, Any] = {
+        "namespaces": namespaces(security.namespace_options),
+        "resources": resources(config.linux.resources, privileged=security.privileged),
+        "maskedPaths": [] if security.privileged else list(security.masked_paths),
+        "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
+        "rootfsPropagation": "rslave",
+    }
+    sysctls = {k: v for k, v in pod.linux.sysctls.items() if not k.startswith("net.")}
+    if sysctls:
+        linux["sysctl"] = sysctls
+    caps = capabilities(
+        security.capabilities.add_capabilities,
+        security.capabilities.drop_capabilities,
+        security.capabilities.add_ambient_capabilities,
+        privileged=security.privileged,
+    )
+    spec = {
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": config.tty,
+            "user": user(security, image.user),
+            "args": arguments(config, image),
+            "env": environment(config, image.env, hostname=hostname),
+            "cwd": working_dir(config.working_dir or image.working_dir or "/"),
+            "capabilities": caps,
+            "noNewPrivileges": security.no_new_privs,
+            "oomScoreAdj": int(config.linux.resources.oom_score_adj),
+        },
+        "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
+        "hostname": hostname,
+        "mounts": mounted,
+        "linux": linux,
+    }
+    return Built(spec, shares)
+
+
+def exec_process(spec: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> dict[str, Any]:
+    """The process object of a command run in a container: its spec's, with other arguments."""
+    if not argv:
+        raise InvalidArgument("no command to run")
+    process = dict(spec["process"])
+    process["args"] = list(argv)
+    process["terminal"] = tty
+    if tty:
+        # As containerd does, also where the image or the container names another.
+        others = [each for each in process.get("env", ()) if not each.startswith("TERM=")]
+        process["env"] = [*others, "TERM=xterm"]
+    return process
+
+
+def _check_devices(config: v1.ContainerConfig) -> None:
+    if config.devices:
+        raise Unimplemented(
+            f"host device {config.devices[0].host_path} cannot be given to a microVM",
+            hint=OTHER_RUNTIME,
+        )
+    if config.CDI_devices:
+        raise Unimplemented(f"CDI device {config.CDI_devices[0].name} is not supported")
