@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fuzzes the agent's parsers (cargo-fuzz), the host's decoder and the streaming server's protocols (atheris).
+# Fuzzes the agent's parsers (cargo-fuzz), the host's decoder, the streaming server's protocols and the log writer (atheris).
 #   tools/fuzz.sh [SECONDS] [TARGET...]    so many seconds for each target; default 60, and all of them
 # New inputs and crashes go to .build/fuzz; the saved ones beside the sources are only read, and run by `make unit` too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly SECONDS_EACH=${1:-60} VERSION=0.13.2
-readonly AGENT=(frames request accounts) HOST=(host-frames spdy channels)
-readonly WORK=$PWD/.build/fuzz AGENT_SAVED=$PWD/guest_agent/fuzz/corpus STREAMING_SAVED=$PWD/cri/streaming/tests/corpus
+readonly AGENT=(frames request accounts) HOST=(host-frames spdy channels log)
+readonly WORK=$PWD/.build/fuzz AGENT_SAVED=$PWD/guest_agent/fuzz/corpus STREAMING_SAVED=$PWD/cri/streaming/tests/corpus LOG_SAVED=$PWD/shim/tests/corpus/log
 PATH=$WORK/bin:$PATH
 # The sanitizer is an unstable option of the compiler; no nightly one is asked for.
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$WORK/target
@@ -50,6 +50,10 @@ for target in "${targets[@]}"; do
     spdy | channels)
       atheris
       run "$target" "$STREAMING_SAVED/$target" .venv/bin/python -m cri.streaming.tests.fuzz "$target"
+      ;;
+    log)
+      atheris
+      run "$target" "$LOG_SAVED" .venv/bin/python -m shim.tests.fuzz_log
       ;;
     *)
       printf 'fuzz: there is no target %s; there are: %s\n' "$target" "${AGENT[*]} ${HOST[*]}" >&2

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from hostlib.errors import FailedPrecondition
 from shim import log
 from shim.log import MAX_CONTENT, LogWriter, Splitter
+from shim.tests import fuzz_log
+
+SAVED = sorted((Path(__file__).parent / "corpus/log").iterdir())
 
 LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) ([^\n]*)\n")
 
@@ -156,3 +159,13 @@ def test_lines_stay_whole_whatever_the_disk_takes(rooms: list[int]) -> None:
         writer.write("stdout", b"end\n")
     writer.close()
     assert reassemble(bytes(out)).endswith(b"end\n")
+
+
+@pytest.mark.parametrize("saved", SAVED, ids=lambda path: path.name)
+def test_saved_inputs(saved: Path) -> None:
+    fuzz_log.one(saved.read_bytes())
+
+
+@given(st.binary(max_size=64))
+def test_any_order_of_writes_short_disks_and_rotations(instructions: bytes) -> None:
+    fuzz_log.one(instructions)
