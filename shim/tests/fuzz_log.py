@@ -5,20 +5,23 @@ Run by `make fuzz`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
-from unittest import mock
 
-from shim.log import MAX_CONTENT, LogWriter, Splitter, StreamName, _short_lines
+from shim import log
+from shim.log import LogWriter, Splitter, StreamName, _short_lines
 
 LINE: Final = re.compile(rb"(\S+) (stdout|stderr) ([PF]) ([^\n]*)\n")
 NOW: Final = 1
+MAX_CONTENT: Final = 64
 STREAMS: Final[tuple[StreamName, StreamName]] = ("stdout", "stderr")
 
 
@@ -60,7 +63,7 @@ def steps(given: bytes) -> Iterator[tuple[int, int, bytes]]:
 def said(kind: int, number: int, data: bytes) -> bytes:
     match kind % 8:
         case 2:
-            return b"m" * (number << 8)
+            return b"m" * number
         case 3:
             return b"n" * (MAX_CONTENT - 8 + number % 16) + b"\n" * (number >> 7)
         case _:
@@ -84,43 +87,41 @@ def content(found: list[bytes], stream: StreamName) -> bytes:
     return b"".join(match[4] + (b"\n" if match[3] == b"F" else b"") for match in parts)
 
 
+@contextlib.contextmanager
+def on(disk: Disk) -> Iterator[None]:
+    """The log's module sees this disk, a clock that stands, and lines of few bytes: their bounds
+    are met more often."""
+    changes = (
+        (os, "write", disk.write),
+        (os, "open", disk.open),
+        (time, "time_ns", _now),
+        (log, "MAX_CONTENT", MAX_CONTENT),
+    )
+    saved = [(where, name, getattr(where, name)) for where, name, _ in changes]
+    for change in changes:
+        setattr(*change)
+    try:
+        yield
+    finally:
+        for change in saved:
+            setattr(*change)
+
+
+def _now() -> int:
+    return NOW
+
+
 def one(given: bytes) -> None:
     """Every byte once while there is room; else whole lines, in order, of those that were said."""
     disk = Disk()
-    written = {name: bytearray() for name in STREAMS}
-    offered: list[bytes] = []
-    splitters = {name: Splitter(name) for name in STREAMS}
-    short = False
-    with (
-        mock.patch("os.write", disk.write),
-        mock.patch("os.open", disk.open),
-        mock.patch("time.time_ns", lambda: NOW),
-    ):
-        writer = LogWriter("0.log")
-        for kind, number, data in steps(given):
-            match kind % 8:
-                case 4:
-                    disk.room, short = number << (kind >> 4), True
-                case 5:
-                    disk.room = None
-                case 6:
-                    writer.reopen()
-                case _:
-                    name = STREAMS[kind >> 7]
-                    text = said(kind, number, data)
-                    written[name] += text
-                    offered += lines(splitters[name].feed(text, NOW))
-                    writer.write(name, text)
-        disk.room = None
-        writer.close()
-    for name in STREAMS:
-        offered += lines(splitters[name].finish(NOW))
+    with on(disk):
+        written, offered, short, dropped = _run(given, disk)
     if not short:
         heard = lines(b"".join(bytes(file) for file in disk.files))
         for name in STREAMS:
             assert content(heard, name) == written[name]
         assert heard == offered
-        assert not writer.dropped
+        assert not dropped
         return
     left = deque(offered)
     for file in disk.files:
@@ -131,7 +132,35 @@ def one(given: bytes) -> None:
                 left.popleft()
             assert left, line
             left.popleft()
-    assert writer.dropped <= sum(map(len, offered))
+    assert dropped <= sum(map(len, offered))
+
+
+def _run(given: bytes, disk: Disk) -> tuple[dict[StreamName, bytearray], list[bytes], bool, int]:
+    """What was written, the lines that this makes, whether room was short, what was dropped."""
+    written = {name: bytearray() for name in STREAMS}
+    splitters = {name: Splitter(name) for name in STREAMS}
+    offered: list[bytes] = []
+    short = False
+    writer = LogWriter("0.log")
+    for kind, number, data in steps(given):
+        match kind % 8:
+            case 4:
+                disk.room, short = number << (kind >> 4), True
+            case 5:
+                disk.room = None
+            case 6:
+                writer.reopen()
+            case _:
+                name = STREAMS[kind >> 7]
+                text = said(kind, number, data)
+                written[name] += text
+                offered += lines(splitters[name].feed(text, NOW))
+                writer.write(name, text)
+    disk.room = None
+    writer.close()
+    for name in STREAMS:
+        offered += lines(splitters[name].finish(NOW))
+    return written, offered, short, writer.dropped
 
 
 def main() -> None:
