@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from cri.validation import check
 from hostlib.errors import Internal, ThawError
 from hostlib.tasks import Tasks
 
@@ -67,6 +68,7 @@ class Boundary:
         async def call(request: Q, context: grpc.aio.ServicerContext[Q, R]) -> R:
             started = time.monotonic()
             try:
+                check(request)
                 if reading:
                     response = await handler(request)
                 else:

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cri.api import v1_pb2
 from cri.interceptors import Boundary, status_of
 from hostlib.errors import Internal, NotFound, ThawError, Unavailable
 
@@ -32,7 +33,7 @@ async def test_errors_reach_the_client_with_hint() -> None:
 
     context = Context()
     with pytest.raises(NotFound):
-        await Boundary().unary("StopContainer", handler)(None, context)
+        await Boundary().unary("StopContainer", handler)(v1_pb2.VersionRequest(), context)
     assert (context.code, context.text) == (
         grpc.StatusCode.NOT_FOUND,
         "no pod (hint: list them)",
@@ -48,7 +49,8 @@ async def test_a_change_is_carried_to_its_end() -> None:
         done.set()
 
     boundary = Boundary()
-    call = asyncio.ensure_future(boundary.unary("RunPodSandbox", handler)(None, Context()))
+    request = v1_pb2.VersionRequest()
+    call = asyncio.ensure_future(boundary.unary("RunPodSandbox", handler)(request, Context()))
     await started.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -69,7 +71,8 @@ async def test_a_failure_without_client_is_logged(
         raise error
 
     boundary = Boundary()
-    call = asyncio.ensure_future(boundary.unary("StopPodSandbox", handler)(None, Context()))
+    request = v1_pb2.VersionRequest()
+    call = asyncio.ensure_future(boundary.unary("StopPodSandbox", handler)(request, Context()))
     await started.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -87,7 +90,8 @@ async def test_a_read_ends_with_its_client() -> None:
         finally:
             ended.set()
 
-    call = asyncio.ensure_future(Boundary().unary("Status", handler)(None, Context()))
+    request = v1_pb2.VersionRequest()
+    call = asyncio.ensure_future(Boundary().unary("Status", handler)(request, Context()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     call.cancel()
