@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?=
 PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
 
-.PHONY: help setup demo test lint unit e2e fuzz bench bench-quick clean
+.PHONY: help setup demo test lint unit e2e fuzz mutation bench bench-quick clean
 
 help: ## List the tasks
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -40,6 +40,10 @@ e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and cri
 
 fuzz: setup ## Fuzz the parsers, FUZZ_SECONDS (60) each, all or FUZZ_TARGETS; finds are kept in .build/fuzz
 	@tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+mutation: setup ## Take each field of CRI that is done out in turn: its test must fail; hours
+	@tools/clients.sh
+	$(PYTHON) -m e2e.mutation
 
 bench: setup ## Measure Thaw beside containerd + runc (builds them once): bench/results/*.json and plots, in 15 minutes
 	@tools/apt.sh wrk

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from cli.client import Client
 from cri.api import v1_pb2
-from e2e.harness import leaks
+from e2e.harness import dropping, leaks
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
 from hostlib import errors, ids
@@ -63,6 +63,7 @@ class Daemon:
         self.failpoints = folder / "failpoints"
         self.environment = dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
+        self._proxy: dropping.Proxy | None = None
         self._client: Client | None = None
         self._seen: set[str] = set()
         for place in (folder, self.root, self.logs):
@@ -91,6 +92,11 @@ class Daemon:
         return f"unix://{self.socket}"
 
     @property
+    def _listens(self) -> Path:
+        """Where thawd itself listens: behind the proxy that drops a field, where there is one."""
+        return self.folder / "behind.sock" if dropping.wanted() else self.socket
+
+    @property
     def instance(self) -> str:
         return ids.instance_id(self.root)
 
@@ -107,7 +113,7 @@ class Daemon:
             *("--config", str(self.config)),
             *("--root", str(self.root)),
             *("--state", str(self.state)),
-            *("--listen", self.address),
+            *("--listen", f"unix://{self._listens}"),
         ]
 
     def spawn(self) -> None:
@@ -129,6 +135,8 @@ class Daemon:
         """Start, and wait until it answers."""
         self._borrow_snapshots()
         self.spawn()
+        if dropping.wanted() and self._proxy is None:
+            self._proxy = dropping.Proxy(self.socket, self._listens, dropping.wanted()).start()
         until("thawd answers", self._answers, timeout)
         return self
 
@@ -259,6 +267,11 @@ class Daemon:
 
     def destroy(self) -> list[str]:
         """End the daemon and all its VMs. What is left on the host then: it should be nothing."""
+        if self._proxy is not None:
+            # What is to go must be seen as it is.
+            self.close_client()
+            self._proxy.stop()
+            self.socket = self._listens
         if self.process is not None:
             self.arm("")
             if self.process.poll() is not None:

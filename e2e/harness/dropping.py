@@ -1,0 +1,103 @@
+"""A proxy before thawd that takes one field out of every message, so that a test shows whether it
+would notice a runtime that ignores the field."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+import grpc
+from google.protobuf.message import Message
+
+from cri.api import v1_pb2
+from e2e.harness import wrong
+
+ENVIRONMENT: Final = "THAW_E2E_DROP"
+"""Names the field as Message.field."""
+
+_OPTIONS: Final = (
+    ("grpc.default_authority", "localhost"),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+)
+
+
+def wanted() -> str:
+    """The field that tests are to do without; empty for none."""
+    return os.environ.get(ENVIRONMENT, "")
+
+
+def drop(message: Message, kind: str, name: str) -> None:
+    """Clear the field `name` of each message of type `kind`, however deep it lies."""
+    if message.DESCRIPTOR.name == kind:
+        message.ClearField(name)
+    for field, value in message.ListFields():
+        inner = field.message_type
+        if inner is None:
+            continue
+        if inner.GetOptions().map_entry:
+            continue
+        for each in value if field.is_repeated else (value,):
+            drop(each, kind, name)
+
+
+class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not so at run time
+    """Serves `front` with what `behind` answers, both paths of sockets."""
+
+    def __init__(self, front: Path, behind: Path, field: str) -> None:
+        self._kind, _, self._name = field.partition(".")
+        message = v1_pb2.DESCRIPTOR.message_types_by_name[self._kind]
+        assert self._name in message.fields_by_name, field
+        self._methods = {f"/{name}": method for name, method in wrong.methods().items()}
+        self._channel = grpc.insecure_channel(f"unix://{behind}", options=_OPTIONS)
+        self._server = grpc.server(ThreadPoolExecutor(32), options=_OPTIONS)
+        self._server.add_generic_rpc_handlers((self,))
+        self._server.add_insecure_port(f"unix://{front}")
+
+    def start(self) -> Self:
+        self._server.start()
+        return self
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+        self._channel.close()
+
+    def service(self, details: Any) -> Any:
+        method = self._methods.get(details.method)
+        # Thaw's own service passes as it is.
+        kinds = (method.input_type.name, method.output_type.name) if method else ("", "")
+        read, write = (self._codec(kind) for kind in kinds)
+        call = self._channel.unary_stream(details.method, None, None)
+
+        def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            answer = call(read(request), timeout=context.time_remaining())
+            context.add_callback(answer.cancel)
+            try:
+                for each in answer:
+                    yield write(each)
+            except grpc.RpcError as error:
+                # Every RpcError of a call that was made is a Call too.
+                failed = cast("grpc.Call", error)
+                context.abort(failed.code(), failed.details() or "")
+
+        def single(request: bytes, context: grpc.ServicerContext) -> bytes:
+            return next(stream(request, context))
+
+        if method is None or method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(single)
+
+    def _codec(self, kind: str) -> Any:
+        if not kind:
+            return bytes
+        factory = getattr(v1_pb2, kind)
+
+        def work(data: bytes) -> bytes:
+            message = factory.FromString(data)
+            drop(message, self._kind, self._name)
+            return bytes(message.SerializeToString())
+
+        return work
