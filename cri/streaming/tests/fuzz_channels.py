@@ -87,7 +87,7 @@ def one(given: bytes) -> None:
         return
     protocol = WEBSOCKET_REMOTE_COMMAND[given[0] % len(WEBSOCKET_REMOTE_COMMAND)]
     data = given[2:]
-    size = max(given[1], len(data) // 64, 1)
+    size = max(given[1], len(data) // 12, 1)
     messages = _messages(data)
     assert _listen(protocol, messages, size) == _listen(protocol, messages, len(given))
     _round_trip(protocol, data)

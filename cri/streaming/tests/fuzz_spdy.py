@@ -149,6 +149,6 @@ def one(given: bytes) -> None:
     mode = given[0]
     wire = build(given[2:]) if mode & 4 else given[2:]
     # Many cuts cost much and find little.
-    size = max(given[1], len(wire) // 64, 1)
+    size = max(given[1], len(wire) // 12, 1)
     assert _listen(wire, mode, size) == _listen(wire, mode, len(wire) or 1)
     _talk(wire, mode, size)
