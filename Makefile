@@ -7,10 +7,11 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 FUZZ_SECONDS ?= 60
+STRESS_SECONDS ?= 3600
 FUZZ_TARGETS ?=
 PYTHON_SOURCES := hostlib vmm images shim cri cli e2e bench demo
 
-.PHONY: help setup demo test lint unit e2e fuzz mutation bench bench-quick clean
+.PHONY: help setup demo test lint unit e2e fuzz stress mutation bench bench-quick clean
 
 help: ## List the tasks
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -40,6 +41,9 @@ e2e: setup ## End-to-end tests with a real registry, QEMU, kernel, nginx and cri
 
 fuzz: setup ## Fuzz the parsers, FUZZ_SECONDS (60) each, all or FUZZ_TARGETS; finds are kept in .build/fuzz
 	@tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+stress: setup ## Eight clients that do what they like, STRESS_SECONDS (3600), under a model of what may be true
+	$(PYTHON) -m e2e.stress $(STRESS_SECONDS)
 
 mutation: setup ## Take each field of CRI that is done out in turn: its test must fail; hours
 	@tools/clients.sh

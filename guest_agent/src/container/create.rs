@@ -1,8 +1,10 @@
 //! Starting processes: a container's init, held before its exec until it is released, and further processes in it.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::container::caps::Sets;
@@ -10,7 +12,7 @@ use crate::container::cgroup::Cgroup;
 use crate::container::namespaces::Own;
 use crate::container::spec::{Process, Spec};
 use crate::container::{exec, hooks, rootfs, tty};
-use crate::fault::{Doing, Fault, Outcome};
+use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::Phase;
 use crate::{status, sys};
 
@@ -102,7 +104,21 @@ fn join_namespaces(process: &Process) -> Outcome<()> {
     exec::set_oom_score(process)?;
     let target = sys::inherited_fd(exec::EXTRA);
     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
-    sys::setns(target.as_fd(), kinds).doing(|| "join the container's namespaces".to_owned())
+    enter(target.as_fd(), kinds, "namespaces")
+}
+
+/// Joins namespaces of a container's init, which may be ending: its namespaces admit nobody then, at first with an
+/// error of their own each, before the kernel tells that it has ended.
+fn enter(init: BorrowedFd<'_>, kinds: i32, what: &str) -> Outcome<()> {
+    let joined = sys::setns(init, kinds);
+    match joined.as_ref().map_err(io::Error::raw_os_error) {
+        Err(Some(libc::ESRCH)) => Err(ended()),
+        _ => joined.doing(|| format!("join the container's {what}")),
+    }
+}
+
+fn ended() -> Fault {
+    Fault::new(Code::FailedPrecondition, "the container has ended")
 }
 
 fn join(process: &Process, caps: &Sets, terminal: bool, status: BorrowedFd<'_>) -> Outcome<exec::Ready> {
@@ -140,15 +156,22 @@ fn launch_into(
     let (ours, theirs) = status::pair()?;
     let cgroup = cgroup.open()?;
     let init = i32::try_from(init).ok().and_then(Pid::from_raw).ok_or_else(|| Fault::internal("no init"))?;
-    let target = pidfd_open(init, PidfdFlags::empty()).doing(|| "open the container's init".to_owned())?;
+    let target = match pidfd_open(init, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Err(ended()),
+        opened => opened.doing(|| "open the container's init".to_owned())?,
+    };
     // The pid namespace counts for children alone: it is joined before the fork, and left again after it.
     let home = File::open("/proc/self/ns/pid").doing(|| "open the pid namespace".to_owned())?;
-    sys::setns(target.as_fd(), libc::CLONE_NEWPID).doing(|| "join the container's pid namespace".to_owned())?;
+    enter(target.as_fd(), libc::CLONE_NEWPID, "pid namespace")?;
     let forked = sys::fork_into(0, Some(cgroup.as_fd()));
     if let Ok(None) = forked {
         child(stdio, &theirs, Some(target.as_fd()), body);
     }
     sys::setns(home.as_fd(), libc::CLONE_NEWPID).doing(|| "leave the container's pid namespace".to_owned())?;
-    let pid = forked.doing(|| "fork into the container".to_owned())?.unwrap_or_default();
+    // A pid namespace whose init has ended has no room.
+    let pid = match forked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => return Err(ended()),
+        forked => forked.doing(|| "fork into the container".to_owned())?.unwrap_or_default(),
+    };
     Ok(Child { pid, status: ours })
 }
