@@ -30,7 +30,7 @@ run() {
   printf 'fuzz: %s\n' "$1" >&2
   mkdir -p "$found/corpus"
   "${@:3}" "$found/corpus" "$2" "${separator[@]}" \
-    -max_total_time="$SECONDS_EACH" -max_len=8192 -timeout=10 -artifact_prefix="$found/" -verbosity=0 -print_final_stats=1
+    -max_total_time="$SECONDS_EACH" -max_len=8192 -len_control=1000 -timeout=10 -artifact_prefix="$found/" -verbosity=0 -print_final_stats=1
 }
 
 for target in "${targets[@]}"; do
