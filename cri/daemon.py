@@ -15,6 +15,7 @@ from typing import Final
 from cri import cgroups, processes, shapes
 from cri.api import v1_pb2 as v1
 from cri.config import Config
+from cri.events import Events
 from cri.index import Container, Index, Names, Pod
 from cri.network.api import TAP, PodIdentity, PodNetwork
 from cri.pool import Pool
@@ -53,6 +54,7 @@ class Daemon:
     index: Index = field(default_factory=Index)
     traces: Traces = field(default_factory=Traces)
     names: Names = field(default_factory=Names)
+    events: Events[v1.ContainerEventResponse] = field(default_factory=Events)
     runs: SingleFlight[str] = field(default_factory=SingleFlight)
     tasks: Tasks = field(default_factory=Tasks)
     bound: dict[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ the same however many there are: only a list of everything, and a prefix of an i
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -19,8 +20,24 @@ from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord
 
 MAX_ID: Final = 128
 
+START_ERROR: Final = "StartError"
+"""The reason of a container whose command could not be started."""
+
 POD_UID: Final = "io.kubernetes.pod.uid"
 """The label by which the kubelet asks for what belongs to one pod."""
+
+
+class Change(enum.Enum):
+    """What happens to a pod or a container, for those who listen."""
+
+    CREATED = enum.auto()
+    STARTED = enum.auto()
+    STOPPED = enum.auto()
+    DELETED = enum.auto()
+
+
+Notify = Callable[[Change, str, str], None]
+"""Called with the change, the id of what changed, and its pod's id."""
 
 
 @dataclass
@@ -175,6 +192,44 @@ class Index:
 
     pods: _Table[Pod] = field(default_factory=_pods)
     containers: _Table[Container] = field(default_factory=_containers)
+    notify: Notify = lambda _change, _id, _pod_id: None
+    """Told of each change right after it, and of a pod's removal right before it."""
+
+    def pod_added(self, pod: Pod) -> None:
+        """Tell of a pod that was made: it runs from its first moment."""
+        self.notify(Change.CREATED, pod.id, pod.id)
+        self.notify(Change.STARTED, pod.id, pod.id)
+
+    def add_container(self, container: Container) -> None:
+        """Take in a container that was made."""
+        self.containers.add(container)
+        self.notify(Change.CREATED, container.id, container.record.pod_id)
+
+    def container_started(self, container: Container, started_at: int) -> None:
+        """The answer to a start. A process that ends at once may have ended here before it."""
+        record = container.record
+        if record.state == "created":
+            container.record = dataclasses.replace(record, state="running", started_at=started_at)
+            self.notify(Change.STARTED, record.id, record.pod_id)
+        elif not record.started_at:
+            container.record = dataclasses.replace(record, started_at=started_at)
+
+    def remove_container(self, container: Container, at: int) -> None:
+        """The container was removed, killed if it ran; idempotent."""
+        if self.containers.exact(container.id) is not container:
+            return
+        if container.record.state == "running":
+            self._replace(container, ended(container.record, "removed", at))
+        self.containers.discard(container.id)
+        self.notify(Change.DELETED, container.id, container.record.pod_id)
+
+    def _replace(self, container: Container, record: ContainerRecord) -> None:
+        """Take a newer record over, and tell what it says that was not known."""
+        before, container.record = container.record, record
+        if before.state == "created" and (record.state == "running" or _ran(record)):
+            self.notify(Change.STARTED, record.id, record.pod_id)
+        if before.state != "exited" and record.state == "exited":
+            self.notify(Change.STOPPED, record.id, record.pod_id)
 
     def containers_of(self, pod_id: str) -> list[Container]:
         return self.containers.where("pod", pod_id)
@@ -195,23 +250,38 @@ class Index:
         entry = self.containers.exact(record.id)
         # Events cross with answers: an exit is final.
         if entry is not None and not (entry.record.state == "exited" and record.state != "exited"):
-            entry.record = record
+            self._replace(entry, record)
 
     def pod_stopped(self, pod: Pod, reason: str, at: int) -> None:
         """The pod is over: NOTREADY, and what ran in it ended with it."""
-        if pod.ready:
+        was_ready = pod.ready
+        if was_ready:
             pod.record = dataclasses.replace(
                 pod.record, state="notready", stopped_at=at, reason=reason
             )
         for each in self.containers_of(pod.id):
             if each.record.state != "exited":
-                each.record = ended(each.record, reason, at)
+                self._replace(each, ended(each.record, reason, at))
+        if was_ready:
+            self.notify(Change.STOPPED, pod.id, pod.id)
+
+    def pod_removed(self, pod: Pod, at: int) -> None:
+        """The pod was removed, and its containers with it."""
+        for each in self.containers_of(pod.id):
+            self.remove_container(each, at)
+        if self.pods.exact(pod.id) is pod:
+            self.notify(Change.DELETED, pod.id, pod.id)
+        self.pods.discard(pod.id)
 
     def forget_pod(self, pod_id: str) -> None:
-        """The pod was removed, and its containers with it."""
+        """The pod is about to be taken in anew: nobody is told."""
         for each in self.containers_of(pod_id):
             self.containers.discard(each.id)
         self.pods.discard(pod_id)
+
+
+def _ran(record: ContainerRecord) -> bool:
+    return record.started_at > 0 and record.reason != START_ERROR
 
 
 def ended(record: ContainerRecord, message: str, at: int) -> ContainerRecord:

@@ -104,6 +104,22 @@ class Boundary:
             raise
         log.info("%s: ok, %.0f ms", name, (time.monotonic() - started) * 1000)
 
+    def pushed(
+        self, name: str, handler: Callable[[Q, Callable[[R], Awaitable[None]]], Awaitable[None]]
+    ) -> Callable[[Q, Any], Awaitable[None]]:
+        """A handler that writes its items itself, as a gRPC method; it ends with its reader."""
+
+        async def call(request: Q, context: Any) -> None:
+            started = time.monotonic()
+            try:
+                await handler(request, context.write)
+            except Exception as error:  # the boundary: everything becomes a status here
+                code, text = self._failed(name, error, started)
+                # Waits until a client that did not read reads, or is gone.
+                await context.abort(code, text)
+
+        return call
+
     async def _shielded(self, name: str, handler: Handler[Q, R], request: Q) -> R:
         async def carry() -> R:
             return await handler(request)

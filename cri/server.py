@@ -21,6 +21,7 @@ from cri.interceptors import Boundary
 from cri.service import (
     attach,
     container_create,
+    container_events,
     container_list,
     container_remove,
     container_reopen_log,
@@ -41,6 +42,7 @@ from cri.service import (
     sandbox_status,
     sandbox_stop,
     status,
+    streams,
     thaw,
     update_runtime_config,
     version,
@@ -56,6 +58,7 @@ MAX_RESPONSE: Final = 33 * 1024 * 1024
 MAX_CONCURRENT: Final = 1024
 
 Verb = Callable[[Daemon, Any], Awaitable[Any]]
+Stream = Callable[[Daemon, Any], AsyncIterator[Any]]
 
 RUNTIME: Final[dict[str, Verb]] = {
     "Version": version.run,
@@ -88,16 +91,37 @@ IMAGE: Final[dict[str, Verb]] = {
     "ImageFsInfo": image_fs_info.run,
 }
 
+STREAMS: Final[dict[str, Stream]] = {
+    "StreamPodSandboxes": streams.pods,
+    "StreamContainers": streams.containers,
+    "StreamImages": streams.images,
+}
+
 
 def _servicer(service: str, verbs: dict[str, Verb], daemon: Daemon, boundary: Boundary) -> Any:
     """An object with a method for each RPC of the service; those without a verb say so by name."""
     base = getattr(v1_pb2_grpc, f"{service}Servicer")
     servicer = base()
     for name in dir(base):
-        if not name.startswith("_"):
+        if name == "GetContainerEvents":
+            method: Any = boundary.pushed(name, partial(container_events.run, daemon))
+        elif name in STREAMS:
+            method = _streaming(name, STREAMS[name], daemon, boundary)
+        elif not name.startswith("_"):
             verb = verbs.get(name) or partial(_unimplemented, name)
-            setattr(servicer, name, boundary.unary(name, partial(verb, daemon)))
+            method = boundary.unary(name, partial(verb, daemon))
+        else:
+            continue
+        setattr(servicer, name, method)
     return servicer
+
+
+def _streaming(name: str, verb: Stream, daemon: Daemon, boundary: Boundary) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        async for each in boundary.stream(name, verb(daemon, request), context):
+            yield each
+
+    return call
 
 
 async def _unimplemented(name: str, daemon: Daemon, request: Any) -> Any:
@@ -132,6 +156,7 @@ class Server:
     def __init__(self, daemon: Daemon, path: Path) -> None:
         self._path = path
         self._boundary = calls = Boundary()
+        container_events.connect(daemon)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_REQUEST),

@@ -107,7 +107,7 @@ async def _create(
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    daemon.index.containers.add(Container(record, built.spec["process"]))
+    daemon.index.add_container(Container(record, built.spec["process"]))
     return container_id
 
 

@@ -14,14 +14,14 @@ async def run(daemon: Daemon, request: v1.ListContainersRequest) -> v1.ListConta
     wanted = request.filter
     return v1.ListContainersResponse(
         containers=[
-            shown_container(each, _item)
-            for each in _asked(daemon.index, wanted)
+            shown_container(each, item)
+            for each in asked(daemon.index, wanted)
             if fits(each, wanted)
         ]
     )
 
 
-def _asked(index: Index, wanted: v1.ContainerFilter) -> list[Container]:
+def asked(index: Index, wanted: v1.ContainerFilter) -> list[Container]:
     """Those that the filter can mean."""
     if not wanted.id and ids.is_object_id(wanted.pod_sandbox_id):
         return index.containers_of(wanted.pod_sandbox_id)
@@ -38,7 +38,7 @@ def fits(container: Container, wanted: v1.ContainerFilter) -> bool:
     return matches(wanted.label_selector, record.labels)
 
 
-def _item(record: ContainerRecord) -> v1.Container:
+def item(record: ContainerRecord) -> v1.Container:
     return v1.Container(
         id=record.id,
         pod_sandbox_id=record.pod_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
@@ -32,5 +33,5 @@ async def remove(daemon: Daemon, container: Container) -> None:
         path = container_path(pod.vm.folder, container.id)
         with contextlib.suppress(FileNotFoundError):
             await in_thread(path.unlink)
-    daemon.index.containers.discard(container.id)
+    daemon.index.remove_container(container, time.time_ns())
     daemon.release_image(container.record)

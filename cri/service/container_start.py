@@ -41,13 +41,7 @@ async def start(daemon: Daemon, container: Container) -> None:
     except ThawError as error:
         _failed(daemon, container, str(error))
         raise
-    # A process that ends at once may have ended here before this answer came.
-    if container.record.state == "created":
-        container.record = dataclasses.replace(
-            container.record, state="running", started_at=started_at or time.time_ns()
-        )
-    elif not container.record.started_at:
-        container.record = dataclasses.replace(container.record, started_at=started_at)
+    daemon.index.container_started(container, started_at or time.time_ns())
 
 
 def _failed(daemon: Daemon, container: Container, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.service import image_status
@@ -9,11 +11,16 @@ from hostlib.errors import NotFound
 
 
 async def run(daemon: Daemon, request: v1.ListImagesRequest) -> v1.ListImagesResponse:
-    if request.filter.image.image:
+    return v1.ListImagesResponse(images=items(daemon, request.filter))
+
+
+def items(daemon: Daemon, wanted: v1.ImageFilter) -> Iterator[v1.Image]:
+    """The images that the filter names, each made as it is asked for."""
+    if wanted.image.image:
         try:
-            found = [daemon.find_image(request.filter.image.image)]
+            found = [daemon.find_image(wanted.image.image)]
         except NotFound:
             found = []
     else:
         found = daemon.images.list()
-    return v1.ListImagesResponse(images=[image_status.message(each) for each in found])
+    return (image_status.message(each) for each in found)

@@ -13,7 +13,7 @@ async def run(daemon: Daemon, request: v1.ListPodSandboxRequest) -> v1.ListPodSa
     wanted = request.filter
     pods = daemon.index.pods.asked(wanted.id, wanted.label_selector)
     return v1.ListPodSandboxResponse(
-        items=[shown_pod(pod, _item) for pod in pods if fits(pod, wanted)]
+        items=[shown_pod(pod, item) for pod in pods if fits(pod, wanted)]
     )
 
 
@@ -24,7 +24,7 @@ def fits(pod: Pod, wanted: v1.PodSandboxFilter) -> bool:
     return matches(wanted.label_selector, pod.record.labels)
 
 
-def _item(record: PodRecord) -> v1.PodSandbox:
+def item(record: PodRecord) -> v1.PodSandbox:
     return v1.PodSandbox(
         id=record.id,
         metadata=sandbox_status.metadata(record),

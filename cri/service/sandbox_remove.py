@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Pod
@@ -26,6 +28,7 @@ async def remove(daemon: Daemon, pod: Pod) -> None:
     await failpoint.hit("sandbox.remove")
     containers = daemon.index.containers_of(pod.id)
     # Out of the index first, so that the shim's end surprises nobody.
+    daemon.index.pod_removed(pod, time.time_ns())
     daemon.forget(pod)
     for each in containers:
         daemon.release_image(each.record)

@@ -140,6 +140,7 @@ async def start(daemon: Daemon, plan: Plan) -> str:
             await _roll_back(daemon, vm, who, attachment)
             raise
         daemon.add_pod(pod)
+        daemon.index.pod_added(pod)
     return pod_id
 
 

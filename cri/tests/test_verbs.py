@@ -16,7 +16,7 @@ import pytest
 
 from cri.api import thaw_pb2, thaw_pb2_grpc, v1_pb2_grpc
 from cri.api import v1_pb2 as v1
-from cri.server import IMAGE, RUNTIME, Server
+from cri.server import IMAGE, RUNTIME, STREAMS, Server
 from cri.tests.fakes import IMAGE as SHELL
 from cri.tests.fakes import FakeShim, World, make_world
 from hostlib.errors import FailedPrecondition, NotFound, ResourceExhausted
@@ -344,7 +344,7 @@ async def test_status(client: Client) -> None:
 
 async def test_the_rest_is_unimplemented_by_name(client: Client) -> None:
     services = v1.DESCRIPTOR.services_by_name
-    known = {**RUNTIME, **IMAGE}
+    known = {*RUNTIME, *IMAGE, *STREAMS, "GetContainerEvents"}
     names = {
         (service, method.name)
         for service, descriptor in services.items()
