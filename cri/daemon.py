@@ -23,6 +23,7 @@ from cri.pool_size import limits
 from cri.pressure import Memory
 from cri.shims import shape_wire
 from cri.snapshots import Snapshots
+from cri.stats.collect import Collector
 from cri.streaming.requests import Request
 from cri.streaming.server import StreamingServer
 from cri.trace import Trace, Traces
@@ -63,6 +64,7 @@ class Daemon:
     """Of exec, attach and port-forward; None until it listens."""
 
     def __post_init__(self) -> None:
+        self.collector = Collector(self.index)
         self.cgroups = cgroups.Cgroups(self.config.instance)
         self.pool = Pool(
             self.config.guest.default_shape,

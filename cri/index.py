@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from cri.stats.rate import Rate
 from cri.vms import Vm, Wire
 from hostlib import ids
 from hostlib.errors import AlreadyExists, InvalidArgument, NotFound
@@ -48,6 +49,8 @@ class Pod:
     vm: Vm
     shown: tuple[PodRecord, Any] | None = field(default=None, compare=False)
     """See `shown`."""
+    rate: Rate = field(default_factory=Rate, compare=False)
+    """How much of the processors its VM uses."""
 
     @property
     def id(self) -> str:
@@ -58,6 +61,15 @@ class Pod:
         return self.record.state == "ready"
 
 
+@dataclass(frozen=True)
+class Written:
+    """Bytes and inodes, and when that was seen, in nanoseconds."""
+
+    at: int = 0
+    bytes: int = 0
+    inodes: int = 0
+
+
 @dataclass
 class Container:
     """A container; `process` is its OCI process object, None for one that was adopted."""
@@ -66,6 +78,9 @@ class Container:
     process: Wire | None = None
     shown: tuple[ContainerRecord, Any] | None = field(default=None, compare=False)
     """See `shown`."""
+    rate: Rate = field(default_factory=Rate, compare=False)
+    written: Written = field(default=Written(), compare=False)
+    """What its writable layer took when that was last seen."""
 
     @property
     def id(self) -> str:

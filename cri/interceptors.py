@@ -41,6 +41,12 @@ QUIET: Final = frozenset(
         "ContainerStatus",
         "ImageStatus",
         "ImageFsInfo",
+        "ContainerStats",
+        "ListContainerStats",
+        "PodSandboxStats",
+        "ListPodSandboxStats",
+        "ListMetricDescriptors",
+        "ListPodSandboxMetrics",
         "Pool",
         "Trace",
     }

@@ -26,6 +26,7 @@ from cri.service import (
     container_remove,
     container_reopen_log,
     container_start,
+    container_stats,
     container_status,
     container_stop,
     exec_sync,
@@ -39,6 +40,7 @@ from cri.service import (
     sandbox_list,
     sandbox_remove,
     sandbox_run,
+    sandbox_stats,
     sandbox_status,
     sandbox_stop,
     status,
@@ -81,6 +83,10 @@ RUNTIME: Final[dict[str, Verb]] = {
     "Exec": exec_.run,
     "Attach": attach.run,
     "PortForward": port_forward.run,
+    "ContainerStats": container_stats.run,
+    "ListContainerStats": container_stats.list_,
+    "PodSandboxStats": sandbox_stats.run,
+    "ListPodSandboxStats": sandbox_stats.list_,
 }
 
 IMAGE: Final[dict[str, Verb]] = {
@@ -95,6 +101,8 @@ STREAMS: Final[dict[str, Stream]] = {
     "StreamPodSandboxes": streams.pods,
     "StreamContainers": streams.containers,
     "StreamImages": streams.images,
+    "StreamContainerStats": container_stats.stream,
+    "StreamPodSandboxStats": sandbox_stats.stream,
 }
 
 

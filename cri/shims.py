@@ -19,6 +19,9 @@ Event = Callable[[str, Wire], None]
 # Beyond a call's own time-out: what the shim needs to answer.
 SLACK: Final = 15.0
 
+STATS_TIMEOUT: Final = 3.0
+"""Seconds; the shim gives its guest two."""
+
 
 class RemoteShim:
     """A connected shim; `cri.vms.Shim` says what its methods do."""
@@ -85,6 +88,11 @@ class RemoteShim:
 
     async def container_reopen_log(self, container_id: str) -> None:
         await self._call("container.reopen_log", {"id": container_id})
+
+    async def pod_stats(self) -> Wire:
+        """What pod and containers use (docs/shim-protocol.md). Raises `DeadlineExceeded` where the
+        guest does not say."""
+        return (await self._call("pod.stats", timeout=STATS_TIMEOUT)).result
 
     async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult:
         params = {"container": container_id, "process": process, "timeout": timeout}

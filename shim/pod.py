@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from shim.laps import Laps
 from shim.layers import Layer, Layers
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
 from shim.relay import Hangups
+from shim.stats import Asker, Bounds, GuestStats
 from vmm import restore
 from vmm.microvm import MicroVM
 
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONTAINERS: Final = 512
 _KILL_WAIT: Final = 3.0
+_FOR_EVER: Final = 365 * 86400.0
 
 Wire = dict[str, Any]
 
@@ -68,6 +71,8 @@ class Pod:
         self._hangups = Hangups()
         self.execs = Execs(self._hangups)
         self.forwards = Forwards(self._hangups)
+        self._usage: GuestStats | None = None
+        self._asker = Asker(lambda: vm.agent.request("pod.stats", timeout=_FOR_EVER))
         self._tasks = Tasks()
         self._bind_lock = asyncio.Lock()
         self._stop_lock = asyncio.Lock()
@@ -286,6 +291,26 @@ class Pod:
         await container.remove(alive=not (self.stopped or self._ending))
         self.containers.pop(container_id, None)
 
+    async def stats(self) -> Wire:
+        """What the pod and its containers use, as the guest says, checked.
+
+        Raises `FailedPrecondition` unless the pod runs, `DeadlineExceeded`.
+        """
+        record = self.require_running()
+        answer = await self._asker.answer()
+        if self._usage is None:
+            self._usage = GuestStats(self._bounds())
+        return self._usage.take(answer, self.containers, time.time_ns() - record.created_at)
+
+    def _bounds(self) -> Bounds:
+        shape = self.vm_record.shape
+        try:
+            disk = os.stat(self.vm_record.scratch).st_size
+        except OSError:
+            disk = 0
+        memory = int(shape.get("memory_mib", 0)) << 20
+        return Bounds(int(shape.get("vcpus", 1)), memory, disk)
+
     def running(self, container_id: object) -> Container:
         """The container of that id. Raises `NotFound`, `FailedPrecondition` unless it runs."""
         self.require_running()
@@ -310,5 +335,6 @@ class Pod:
             await container.close()
         await self.execs.close()
         await self.forwards.close()
+        await self._asker.close()
         await self._tasks.close()
         self._hangups.close()

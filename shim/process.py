@@ -76,6 +76,7 @@ class Shim:
                 "container.remove": self._remove,
                 "container.reopen_log": self._reopen_log,
                 "container.stats": self._stats,
+                "pod.stats": self._pod_stats,
                 "shutdown": self._shutdown,
                 **streaming.handlers(self._require),
             },
@@ -296,6 +297,9 @@ class Shim:
         pod.require_running()
         container = pod.container(params.get("id"))
         return Answer(await pod.vm.agent.request("container.stats", {"id": container.id}))
+
+    async def _pod_stats(self, _params: Wire, _message: Message) -> Answer:
+        return Answer(await self._require().stats())
 
     async def _shutdown(self, _params: Wire, _message: Message) -> Answer:
         # What ends the process flushes the answer first.

@@ -16,7 +16,7 @@ from cri.network.api import Attachment, Dns, HostPort, PodIdentity
 from cri.snapshots import Snapshots
 from cri.streaming.tests.guests import End, take
 from cri.vms import ExecResult, Shim, Wire
-from hostlib.errors import NotFound, ThawError, Unavailable
+from hostlib.errors import DeadlineExceeded, NotFound, ThawError, Unavailable
 from images.model import Image, ImageConfig, Layer, Usage
 from shim.records import ContainerRecord, PodRecord, ShimConfig, to_dict
 
@@ -52,6 +52,7 @@ class FakeShim:
         self.silent = False
         self.execs: dict[str, asyncio.Task[None]] = {}
         self.key = "key"
+        self.stats: Wire = {"pod": {}, "containers": {}, "interfaces": [], "scratch": None}
         self._event = event
 
     def _note(self, *call: Any) -> None:
@@ -124,6 +125,12 @@ class FakeShim:
 
     async def container_reopen_log(self, container_id: str) -> None:
         self._note("container_reopen_log", container_id)
+
+    async def pod_stats(self) -> Wire:
+        self._note("pod_stats")
+        if self.silent:
+            raise DeadlineExceeded("the guest did not say what it uses")
+        return self.stats
 
     async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult:
         self._note("exec_sync", container_id, process, timeout)

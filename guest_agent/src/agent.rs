@@ -51,6 +51,8 @@ pub struct Container {
     pub exit_code: i32,
     pub oom_killed: bool,
     pub cgroup: Cgroup,
+    /// What the file system counts its writable layer by; 0 where it does not.
+    pub project: u32,
     /// What init is, and so what its hooks are.
     pub process: Process,
     pub terminal: Option<OwnedFd>,
@@ -103,6 +105,7 @@ pub struct Agent {
     pub children: HashMap<u32, ChildState>,
     pub attempts: HashMap<u32, Attempt>,
     pub next_exec: u64,
+    pub next_project: u32,
     pub filters: Filters,
     pub hooks: Option<hooks::Run>,
     scratch: Vec<u8>,
@@ -130,6 +133,7 @@ impl Agent {
             children: HashMap::new(),
             attempts: HashMap::new(),
             next_exec: 1,
+            next_project: 1,
             filters: Filters::default(),
             hooks: None,
             scratch: vec![0; MAX_PAYLOAD],

@@ -25,6 +25,7 @@ mod session;
 mod sockets;
 mod source;
 mod state;
+mod stats;
 mod status;
 mod storage;
 mod streams;

@@ -6,7 +6,7 @@ use crate::agent::{Agent, Container, Reply, State};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
-use crate::{connect, restore, sandbox, state, sys};
+use crate::{connect, restore, sandbox, state, stats, sys};
 
 pub use crate::sandbox::{child_ended, hear_child};
 
@@ -58,6 +58,7 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::ProcessResize(wanted) => done(resize(agent, &wanted)),
         Request::NetworkProbe(wanted) => connect::probe(agent, reply, &wanted).map(|()| None),
         Request::PortConnect(wanted) => connect::to_port(agent, reply, &wanted).map(|()| None),
+        Request::Stats => value(stats::collect(agent)).map(Some),
         Request::State => Ok(Some(state::describe())),
         Request::Sync => {
             rustix::fs::sync();

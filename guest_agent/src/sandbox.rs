@@ -125,12 +125,15 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let cgroup = Cgroup::create(&wanted.id, &wanted.spec.linux.resources)?;
     let plan = Plan { id: &wanted.id, spec: &wanted.spec, layers: &wanted.layers, own, terminal: wanted.terminal };
+    // Never one that was used: what a removed container wrote goes by and by.
+    let project = agent.next_project;
+    agent.next_project = project.wrapping_add(1).max(1);
     let launched = agent
         .filters
         .attach(&cgroup, &wanted.spec.linux.resources.devices)
-        .and_then(|()| rootfs::make_upper(&wanted.id))
-        .and_then(|()| launch(&plan, &child_ends, &cgroup));
-    let child = match launched {
+        .and_then(|()| rootfs::make_upper(&wanted.id, project))
+        .and_then(|counted| Ok((launch(&plan, &child_ends, &cgroup)?, counted)));
+    let (child, counted) = match launched {
         Ok(child) => child,
         Err(fault) => {
             let _ = cgroup.remove();
@@ -157,6 +160,7 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
         exit_code: 0,
         oom_killed: false,
         cgroup,
+        project: if counted { project } else { 0 },
         process: wanted.spec.process,
         terminal: None,
         deleting: None,

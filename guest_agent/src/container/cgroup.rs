@@ -11,7 +11,7 @@ use crate::container::device_filter;
 use crate::container::spec::Resources;
 use crate::fault::{Code, Doing, Fault, Outcome};
 
-const PARENT: &str = "/sys/fs/cgroup/thaw";
+pub const PARENT: &str = "/sys/fs/cgroup/thaw";
 const CONTROLLERS: &str = "+cpu +cpuset +io +memory +pids";
 
 /// Makes the parent and hands its controllers down. Controllers that the kernel lacks are left out.
@@ -141,6 +141,10 @@ impl Cgroup {
             return Err(Fault::new(Code::Unimplemented, "linux.resources.devices: they cannot be changed"));
         }
         self.write(&settings(resources)?)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn open(&self) -> Outcome<OwnedFd> {

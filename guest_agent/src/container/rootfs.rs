@@ -13,19 +13,25 @@ use rustix::mount::{
 use crate::container::spec::Spec;
 use crate::container::{devices, mounts, paths};
 use crate::fault::{Doing, Fault, Outcome};
+use crate::sys;
 
 pub const LAYERS: &str = "/run/thaw/layers";
 pub const SCRATCH: &str = "/run/thaw/scratch";
 const ROOTFS: &str = "/run/thaw/rootfs";
 
 /// Makes the writable folders of a container, in the agent, so that their removal is the agent's too. Without a
-/// mounted scratch disk they lie on the tmpfs below its mount point.
-pub fn make_upper(id: &str) -> Outcome<()> {
+/// mounted scratch disk they lie on the tmpfs below its mount point. True when what is written there is counted for the
+/// project.
+pub fn make_upper(id: &str, project: u32) -> Outcome<bool> {
+    let folder = format!("{SCRATCH}/{id}");
+    std::fs::create_dir_all(&folder).doing(|| format!("create {folder}"))?;
+    // Before there is anything in it: all that is made below inherits the project.
+    let counted = std::fs::File::open(&folder).and_then(|opened| sys::set_project(&opened, project)).is_ok();
     for folder in ["upper", "work"] {
         let path = format!("{SCRATCH}/{id}/{folder}");
         std::fs::create_dir_all(&path).doing(|| format!("create {path}"))?;
     }
-    Ok(())
+    Ok(counted)
 }
 
 /// Takes a container's writable folders out of the way, to be emptied.
