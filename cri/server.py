@@ -38,6 +38,7 @@ from cri.service import (
     port_forward,
     runtime_config,
     sandbox_list,
+    sandbox_metrics,
     sandbox_remove,
     sandbox_run,
     sandbox_stats,
@@ -87,6 +88,8 @@ RUNTIME: Final[dict[str, Verb]] = {
     "ListContainerStats": container_stats.list_,
     "PodSandboxStats": sandbox_stats.run,
     "ListPodSandboxStats": sandbox_stats.list_,
+    "ListMetricDescriptors": sandbox_metrics.descriptors,
+    "ListPodSandboxMetrics": sandbox_metrics.list_,
 }
 
 IMAGE: Final[dict[str, Verb]] = {
@@ -103,6 +106,7 @@ STREAMS: Final[dict[str, Stream]] = {
     "StreamImages": streams.images,
     "StreamContainerStats": container_stats.stream,
     "StreamPodSandboxStats": sandbox_stats.stream,
+    "StreamPodSandboxMetrics": sandbox_metrics.stream,
 }
 
 
