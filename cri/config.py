@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cri.streaming_config import Streaming
+from cri.telemetry.config import Metrics
 from hostlib import config, ids, log
 from hostlib.config import BadValue, setting
 from images.model import GIB, MIB, Limits
@@ -303,6 +304,7 @@ class Config:
     images: Images = field(default_factory=Images)
     network: Network = field(default_factory=Network)
     streaming: Streaming = field(default_factory=Streaming)
+    metrics: Metrics = field(default_factory=Metrics)
     snapshot: Snapshot = field(default_factory=Snapshot)
     timeouts: Timeouts = field(default_factory=Timeouts)
 

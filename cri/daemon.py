@@ -26,6 +26,7 @@ from cri.snapshots import Snapshots
 from cri.stats.collect import Collector
 from cri.streaming.requests import Request
 from cri.streaming.server import StreamingServer
+from cri.telemetry.telemetry import Telemetry
 from cri.trace import Trace, Traces
 from cri.vms import Shim, Vm, Wire, Zygote
 from hostlib import failpoint, ids, linux
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 HANDLERS: Final = ("", "thaw")
 
+STOPPED: Final = "stopped"
+"""The reason that a shim gives for the end of a pod that it was told to stop."""
+
 
 @dataclass
 class Daemon:
@@ -54,6 +58,7 @@ class Daemon:
     memory: Memory = field(default_factory=Memory)
     index: Index = field(default_factory=Index)
     traces: Traces = field(default_factory=Traces)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     names: Names = field(default_factory=Names)
     events: Events[v1.ContainerEventResponse] = field(default_factory=Events)
     runs: SingleFlight[str] = field(default_factory=SingleFlight)
@@ -74,6 +79,7 @@ class Daemon:
             kill=self.kill,
             memory=self.memory.read,
         )
+        self.telemetry.watch(self.index, self.pool, self.images)
 
     # --- microVMs
 
@@ -114,12 +120,19 @@ class Daemon:
 
     async def spawn(self, shape: str, *, waits: bool = False) -> Vm:
         """A VM, paused, with its links. When it fails nothing of it is left."""
+        begun = time.monotonic()
         try:
-            return await self._spawn(shape, waits)
-        except Closed as error:
-            # The zygote, or the shim, died under the call; a new zygote serves a second one.
-            log.warning("a microVM was lost as it was made, and is made again: %s", error)
-            return await self._spawn(shape, waits)
+            try:
+                vm = await self._spawn(shape, waits)
+            except Closed as error:
+                # The zygote, or the shim, died under the call; a new zygote serves a second one.
+                log.warning("a microVM was lost as it was made, and is made again: %s", error)
+                vm = await self._spawn(shape, waits)
+        except ThawError as error:
+            self.telemetry.not_restored(waits, error.code)
+            raise
+        self.telemetry.restored(waits, time.monotonic() - begun)
+        return vm
 
     async def _spawn(self, shape: str, waits: bool) -> Vm:
         self.network.check_room()
@@ -242,6 +255,7 @@ class Daemon:
         """The shim of a pod is dead: what it can no longer say is said here, on disk too."""
         if pod.ready:
             log.warning("pod %s (%s): %s", pod.record.metadata.name, pod.id, reason)
+            self.telemetry.lost("shim")
         self.index.pod_stopped(pod, reason, time.time_ns())
         containers = [each.record for each in self.index.containers_of(pod.id)]
 
@@ -291,7 +305,10 @@ class Daemon:
                 self.index.update_container(record)
         elif name == "pod.stopped":
             at = int(event.get("exited_at") or time.time_ns())
-            self.index.pod_stopped(pod, str(event.get("reason") or ""), at)
+            reason = str(event.get("reason") or "")
+            if pod.ready and reason != STOPPED:
+                self.telemetry.lost("vm")
+            self.index.pod_stopped(pod, reason, at)
 
     # --- containers and images
 

@@ -28,6 +28,9 @@ R = TypeVar("R", bound=Message)
 
 Handler = Callable[[Q], Awaitable[R]]
 
+Observe = Callable[[str, float, str], None]
+"""Told of each call that ended: its name, the seconds it took, its status unless that is OK."""
+
 # The kubelet and crictl ask these every second.
 QUIET: Final = frozenset(
     {
@@ -64,8 +67,9 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
 class Boundary:
     """Runs handlers; owns those that outlive their client."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observe = lambda _name, _seconds, _failure: None) -> None:
         self._tasks = Tasks()
+        self._observe = observe
 
     def unary(self, name: str, handler: Handler[Q, R]) -> Callable[[Q, Any], Awaitable[R]]:
         """`handler` as a gRPC method."""
@@ -81,17 +85,17 @@ class Boundary:
                     response = await self._shielded(name, handler, request)
             except asyncio.CancelledError:
                 log.info("%s: the client went away", name)
+                if reading:
+                    self._observe(name, time.monotonic() - started, "CANCELLED")
                 raise
             except Exception as error:  # the boundary: everything becomes a status here
                 code, text = self._failed(name, error, started)
                 await context.abort(code, text)
                 raise
-            log.log(
-                logging.DEBUG if reading else logging.INFO,
-                "%s: ok, %.0f ms",
-                name,
-                (time.monotonic() - started) * 1000,
-            )
+            seconds = time.monotonic() - started
+            self._observe(name, seconds, "")
+            level = logging.DEBUG if reading else logging.INFO
+            log.log(level, "%s: ok, %.0f ms", name, seconds * 1000)
             return response
 
         return call
@@ -108,7 +112,9 @@ class Boundary:
             code, text = self._failed(name, error, started)
             await context.abort(code, text)
             raise
-        log.info("%s: ok, %.0f ms", name, (time.monotonic() - started) * 1000)
+        seconds = time.monotonic() - started
+        self._observe(name, seconds, "")
+        log.info("%s: ok, %.0f ms", name, seconds * 1000)
 
     def pushed(
         self, name: str, handler: Callable[[Q, Callable[[R], Awaitable[None]]], Awaitable[None]]
@@ -143,19 +149,22 @@ class Boundary:
         try:
             await task
         except Exception as error:  # the boundary: nobody else hears of it
-            self._failed(f"{name} (client gone)", error, started)
+            self._failed(name, error, started, " (client gone)")
         else:
+            self._observe(name, time.monotonic() - started, "")
             log.info("%s (client gone): ok", name)
 
     def _failed(
-        self, name: str, error: BaseException, started: float
+        self, name: str, error: BaseException, started: float, how: str = ""
     ) -> tuple[grpc.StatusCode, str]:
         code, text = status_of(error)
+        self._observe(name, time.monotonic() - started, code.name)
         known = isinstance(error, ThawError) and type(error) is not Internal
         log.log(
             logging.DEBUG if name in QUIET and known else logging.WARNING,
-            "%s: %s: %s (%.0f ms)",
+            "%s%s: %s: %s (%.0f ms)",
             name,
+            how,
             code.name,
             text,
             (time.monotonic() - started) * 1000,

@@ -26,6 +26,8 @@ from cri.shims import Shims
 from cri.snapshots import Snapshots
 from cri.streaming.server import StreamingServer
 from cri.streams import DaemonStreams, options
+from cri.telemetry.server import MetricsServer
+from cri.telemetry.telemetry import Telemetry
 from cri.vms import Vm
 from hostlib import failpoint
 from hostlib import log as logs
@@ -113,6 +115,10 @@ async def serve(config: Config) -> None:
         await streaming.start()
         stack.push_async_callback(streaming.stop)
         daemon.streaming = streaming
+        if config.metrics.listen:
+            metrics = MetricsServer(config.metrics.listen, daemon.telemetry.text)
+            await metrics.start()
+            stack.push_async_callback(metrics.stop)
         server = Server(daemon, config.socket_path)
         await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE)
@@ -171,6 +177,7 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
         shims,
         Snapshots(config.state, shims),
         Memory(Path(os.environ.get(PROC_ENV, str(PROC)))),
+        telemetry=Telemetry(thaw_version()),
     )
     shims.on_event = daemon.handle_event
     await in_thread(daemon.cgroups.open)

@@ -64,6 +64,12 @@ class Pool:
         self.limits = limits
         self.error = ""
         self.starting = 0
+        self.hits = 0
+        """VMs that pods found here."""
+        self.misses = 0
+        """VMs that were restored on the spot."""
+        self.aim = limits.floor
+        """`size` at the last look."""
         self._refill, self._spawn, self._kill = refill, spawn, kill
         self._memory = memory or Memory().read
         self._first_delay, self._look = first_delay, look
@@ -122,7 +128,10 @@ class Pool:
         self._restoring += 1
         try:
             async with self._spot:
-                return await self._ready_one(shape) or await self._spawn(shape)
+                if (vm := await self._ready_one(shape)) is None:
+                    self.misses += 1
+                    vm = await self._spawn(shape)
+                return vm
         finally:
             self._restoring -= 1
             self._wanted.set()
@@ -162,6 +171,7 @@ class Pool:
             self._taken_at = asyncio.get_running_loop().time()
             self._wanted.set()
             if vm.shim is not None and not vm.shim.closed.is_set():
+                self.hits += 1
                 return vm
             await self._end(vm)
         return None
@@ -189,6 +199,7 @@ class Pool:
         while True:
             self._judge_memory()
             await self._shrink()
+            self.aim = self.size
             if len(self._ready) + self.starting < self.size:
                 self._wanted.set()
             await asyncio.sleep(self._look)

@@ -167,7 +167,7 @@ class Server:
 
     def __init__(self, daemon: Daemon, path: Path) -> None:
         self._path = path
-        self._boundary = calls = Boundary()
+        self._boundary = calls = Boundary(daemon.telemetry.call)
         container_events.connect(daemon)
         self._server = grpc.aio.server(
             options=[

@@ -91,6 +91,8 @@ class Puller:
     """Fetches images into a `Store`. Layers are fetched once however many pulls want them."""
 
     def __init__(self, store: Store, config_path: Path | None, limits: Limits) -> None:
+        self.received_bytes = 0
+        """Of layers, from registries, as they came."""
         self._store = store
         self._config_path = config_path
         self._limits = limits
@@ -278,6 +280,7 @@ class Puller:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             await channel.put(data)
             done += len(data)
+            self.received_bytes += len(data)
             if done - reported >= _REPORT_EVERY or done == descriptor.size:
                 reported = done
                 for watch in list(self._watchers.get(diff_id, ())):

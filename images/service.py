@@ -108,6 +108,11 @@ class Images:
             puller, self._puller = self._puller, None
             await puller.close()
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of layers that came from registries since `open`."""
+        return self._puller.received_bytes if self._puller is not None else 0
+
     def _pulls(self) -> Puller:
         if self._puller is None:
             raise FailedPrecondition("the image store is not open")

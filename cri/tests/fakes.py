@@ -273,6 +273,7 @@ class FakeImages:
     def __init__(self) -> None:
         self.images = [IMAGE]
         self.held: dict[str, str] = {}
+        self.received_bytes = 0
 
     async def open(self) -> None: ...
     async def close(self) -> None: ...
