@@ -114,7 +114,8 @@ class Boundary:
             raise
         seconds = time.monotonic() - started
         self._observe(name, seconds, "")
-        log.info("%s: ok, %.0f ms", name, seconds * 1000)
+        level = logging.DEBUG if name.startswith("Stream") else logging.INFO
+        log.log(level, "%s: ok, %.0f ms", name, seconds * 1000)
 
     def pushed(
         self, name: str, handler: Callable[[Q, Callable[[R], Awaitable[None]]], Awaitable[None]]

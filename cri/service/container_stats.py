@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container, Pod, matches
+from cri.service.streams import batches
 from cri.stats import messages
 from cri.stats.collect import Reading
 from hostlib import ids
@@ -35,7 +36,8 @@ async def stream(
     daemon: Daemon, request: v1.StreamContainerStatsRequest
 ) -> AsyncIterator[v1.StreamContainerStatsResponse]:
     async for _, some in read(daemon, asked(daemon, request.filter)):
-        yield v1.StreamContainerStatsResponse(container_stats=some)
+        for batch in batches(some):
+            yield v1.StreamContainerStatsResponse(container_stats=batch)
 
 
 def asked(daemon: Daemon, wanted: v1.ContainerStatsFilter) -> list[Container]:

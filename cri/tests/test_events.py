@@ -17,7 +17,13 @@ import pytest
 from cri.api import v1_pb2 as v1
 from cri.events import Events
 from cri.index import Container, Pod
-from cri.service import container_list, streams
+from cri.service import (
+    container_list,
+    container_stats,
+    sandbox_metrics,
+    sandbox_stats,
+    streams,
+)
 from cri.tests.fakes import IMAGE, World
 from cri.tests.test_verbs import Client, client  # noqa: F401
 from cri.vms import Vm
@@ -251,6 +257,36 @@ async def test_streams_over_the_wire_have_each_item_once(client: Client) -> None
     assert found == [f"{7:064x}"]
     found = await of(client.image.StreamImages(v1.StreamImagesRequest()), "images")
     assert found == [IMAGE.id]
+
+
+async def test_stats_and_metrics_of_20000_containers_are_streamed_pod_by_pod(
+    client: Client,
+) -> None:
+    fill(client.world, 100, 200)
+    daemon = client.world.daemon
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        seen: list[str] = []
+        async for message in container_stats.stream(daemon, v1.StreamContainerStatsRequest()):
+            assert message.ByteSize() < 1024 * 1024
+            seen += [each.attributes.id for each in message.container_stats]
+        pods: list[str] = []
+        async for told in sandbox_stats.stream(daemon, v1.StreamPodSandboxStatsRequest()):
+            [one] = told.pod_sandbox_stats
+            pods.append(one.attributes.id)
+            assert len(one.linux.containers) == 200
+        measured: list[str] = []
+        async for found in sandbox_metrics.stream(daemon, v1.StreamPodSandboxMetricsRequest()):
+            measured += [each.pod_sandbox_id for each in found.pod_sandbox_metrics]
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert seen == [each.id for each in daemon.index.containers]
+    assert pods == measured == [each.id for each in daemon.index.pods]
+    # The containers' own rates, which stay, are most of it.
+    assert peak < 12 * 1024 * 1024, peak
 
 
 async def test_what_goes_before_its_turn_is_left_out(client: Client) -> None:
