@@ -272,18 +272,18 @@ async def test_stats_and_metrics_of_20000_containers_are_streamed_pod_by_pod(
         async for message in container_stats.stream(daemon, v1.StreamContainerStatsRequest()):
             assert message.ByteSize() < 1024 * 1024
             seen += [each.attributes.id for each in message.container_stats]
-        pods: list[str] = []
-        async for told in sandbox_stats.stream(daemon, v1.StreamPodSandboxStatsRequest()):
-            [one] = told.pod_sandbox_stats
-            pods.append(one.attributes.id)
-            assert len(one.linux.containers) == 200
-        measured: list[str] = []
-        async for found in sandbox_metrics.stream(daemon, v1.StreamPodSandboxMetricsRequest()):
-            measured += [each.pod_sandbox_id for each in found.pod_sandbox_metrics]
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
     assert seen == [each.id for each in daemon.index.containers]
+    pods: list[str] = []
+    async for told in sandbox_stats.stream(daemon, v1.StreamPodSandboxStatsRequest()):
+        [one] = told.pod_sandbox_stats
+        pods.append(one.attributes.id)
+        assert len(one.linux.containers) == 200
+    measured: list[str] = []
+    async for found in sandbox_metrics.stream(daemon, v1.StreamPodSandboxMetricsRequest()):
+        measured += [each.pod_sandbox_id for each in found.pod_sandbox_metrics]
     assert pods == measured == [each.id for each in daemon.index.pods]
     # The containers' own rates, which stay, are most of it.
     assert peak < 12 * 1024 * 1024, peak
