@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
 
+from cli import loading
+from cli.sources.content import Content
 from cri.api import thaw_pb2, v1_pb2
 from hostlib import errors
 
@@ -151,11 +153,32 @@ class Client:
         )
         return list(answer.traces)
 
-    def pull(self, image: str) -> Iterator[thaw_pb2.PullProgress]:
-        """Pull, and tell how far it is; the last message names the image's id."""
-        return self.stream(
-            "thaw.v1.Thaw/Pull", thaw_pb2.PullRequest(image=image), thaw_pb2.PullProgress
+    def pull(
+        self, image: str, *, refresh: bool = True, auth: Mapping[str, str] | None = None
+    ) -> Iterator[thaw_pb2.PullProgress]:
+        """Pull, and tell how far it is; the last message names the image's id. `auth` has the
+        fields of CRI's AuthConfig; without `refresh` a tag's digest may be some minutes old."""
+        request = thaw_pb2.PullRequest(image=image, refresh=refresh, **(auth or {}))
+        return self.stream("thaw.v1.Thaw/Pull", request, thaw_pb2.PullProgress)
+
+    def load(self, content: Content) -> Iterator[thaw_pb2.PullProgress]:
+        """Bring an image to the daemon, as `pull` does."""
+        stub = self._channel.stream_stream(
+            "/thaw.v1.Thaw/Load",
+            request_serializer=thaw_pb2.LoadRequest.SerializeToString,
+            response_deserializer=thaw_pb2.LoadResponse.FromString,
         )
+        try:
+            yield from loading.converse(stub, content)
+        except grpc.RpcError as error:
+            raise translate(error, self.address) from error
+
+    def pulls(self) -> list[thaw_pb2.PullUnderWay]:
+        """The pulls under way, oldest first."""
+        answer = self.call(
+            "thaw.v1.Thaw/Pulls", thaw_pb2.PullsRequest(), thaw_pb2.PullsResponse, 10
+        )
+        return list(answer.pulls)
 
     def bake(self, shape: str = "") -> Iterator[thaw_pb2.BakeProgress]:
         """Bake, and tell how far it is; the last message has the snapshot's key."""

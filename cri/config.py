@@ -14,7 +14,9 @@ from cri.streaming_config import Streaming
 from cri.telemetry.config import Metrics
 from hostlib import config, ids, log
 from hostlib.config import BadValue, setting
+from hostlib.errors import InvalidArgument
 from images.model import GIB, MIB, Limits
+from images.pinned import Pinned
 
 SHAPE: Final = r"[1-9][0-9]?x[1-9][0-9]{1,6}"
 
@@ -195,9 +197,26 @@ class Images:
         'their pull. "needed": only where they are more than vm.slots, as part of the pull.',
         choices=("auto", "needed"),
     )
+    tag_ttl_seconds: float = setting(
+        300.0,
+        "How long `thaw pull` and `thaw run` take a tag for what it meant when its registry was\n"
+        "last asked. The kubelet's pulls always ask.",
+        minimum=0.0,
+    )
+    pinned: tuple[str, ...] = setting(
+        (),
+        "Images that the kubelet's garbage collection is told to keep: names, or patterns such as\n"
+        '"registry.example/base/*".',
+    )
     min_free_mib: int = setting(
         256, "A pull is refused or ended when the disk would have less free.", minimum=0
     )
+
+    def validate(self) -> None:
+        try:
+            Pinned(self.pinned)
+        except InvalidArgument as error:
+            raise BadValue("pinned", error.message, error.hint) from error
 
 
 @dataclass(frozen=True)

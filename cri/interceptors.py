@@ -51,6 +51,7 @@ QUIET: Final = frozenset(
         "ListMetricDescriptors",
         "ListPodSandboxMetrics",
         "Pool",
+        "Pulls",
         "Trace",
     }
 )

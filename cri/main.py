@@ -145,6 +145,8 @@ async def _build(config: Config, stack: contextlib.AsyncExitStack) -> Daemon:
         limits=image_limits(config.images),
         merge=cast("Any", config.images.merge),
         slots=config.vm.slots,
+        tag_life=config.images.tag_ttl_seconds,
+        pinned=config.images.pinned,
     )
     await images.open()
     stack.push_async_callback(images.close)

@@ -47,6 +47,7 @@ from cri.service import (
     status,
     streams,
     thaw,
+    thaw_images,
     update_runtime_config,
     version,
 )
@@ -146,13 +147,27 @@ class _Thaw(thaw_pb2_grpc.ThawServicer):
 
     def __init__(self, daemon: Daemon, boundary: Boundary) -> None:
         self._daemon, self._boundary = daemon, boundary
-        for name, verb in (("Pool", thaw.pool), ("Trace", thaw.trace)):
+        for name, verb in (
+            ("Pool", thaw.pool),
+            ("Trace", thaw.trace),
+            ("Pulls", thaw_images.pulls),
+        ):
             setattr(self, name, boundary.unary(name, partial(verb, daemon)))
 
     async def Pull(  # noqa: N802 (the protocol's name)
         self, request: thaw_pb2.PullRequest, context: Any
     ) -> AsyncIterator[thaw_pb2.PullProgress]:
-        async for each in self._boundary.stream("Pull", thaw.pull(self._daemon, request), context):
+        async for each in self._boundary.stream(
+            "Pull", thaw_images.pull(self._daemon, request), context
+        ):
+            yield each
+
+    async def Load(  # noqa: N802 (the protocol's name)
+        self, requests: AsyncIterator[thaw_pb2.LoadRequest], context: Any
+    ) -> AsyncIterator[thaw_pb2.LoadResponse]:
+        async for each in self._boundary.stream(
+            "Load", thaw_images.load(self._daemon, aiter(requests)), context
+        ):
             yield each
 
     async def Bake(  # noqa: N802 (the protocol's name)

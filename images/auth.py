@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from hostlib.errors import InvalidArgument, Unauthenticated
+from images.hosts import Host
 from images.model import Auth
+from images.servers import server_of
 
 MAX_TOKENS: Final = 64
 MAX_TOKEN_ANSWER: Final = 256 * 1024
@@ -24,6 +26,8 @@ _DEFAULT_LIFE: Final = 60.0
 """Seconds that a token without ``expires_in`` lives, by the token specification."""
 
 _LONGEST_LIFE: Final = 86400
+
+_MAX_SCOPES: Final = 8
 
 _PARAMETER: Final = re.compile(r'\s*,?\s*([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
 _SCHEME: Final = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)(?=\s|$)")
@@ -54,33 +58,58 @@ def challenges(header: str) -> list[Challenge]:
 
 
 def credentials(auth: Auth | None) -> tuple[str, str] | None:
-    """User and password. Raises `InvalidArgument` for ``auth`` that is no base64 of them."""
+    """User and password. Raises `InvalidArgument`, also for what no request could carry."""
     if auth is None:
         return None
+    if auth.server_address:
+        server_of(auth.server_address)
+    token = auth.registry_token
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise InvalidArgument("the registry credentials' registry token is no bearer token")
     if auth.username or auth.password:
+        if ":" in auth.username:
+            # RFC 7617, section 2.
+            raise InvalidArgument("the registry credentials' user name holds a colon")
         return auth.username, auth.password
     if not auth.auth:
         return None
     try:
         user, colon, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except (binascii.Error, ValueError) as error:
         raise InvalidArgument("the registry credentials' auth field is no base64") from error
     if not colon:
         raise InvalidArgument("the registry credentials' auth field holds no user:password")
     return user, password.rstrip("\0")
 
 
-def applies(auth: Auth | None, netloc: str, domain: str) -> bool:
-    """Whether credentials meant for `auth.server_address`, or, without it, for the registry
-    `domain`, may go to the host `netloc`."""
+_DOCKER_HUB: Final = frozenset(("index.docker.io", "docker.io", "registry-1.docker.io"))
+
+
+def applies(auth: Auth | None, host: Host, domain: str) -> bool:
+    """Whether credentials may go to `host`, asked for content of the registry `domain`.
+
+    Those without a server address are for the registry itself, under whatever address hosts.toml
+    serves it. A mirror gets those alone whose server address names it.
+    """
     if auth is None:
         return False
-    address = auth.server_address
-    if not address:
-        return netloc in (domain, "registry-1.docker.io" if domain == "docker.io" else domain)
-    wanted = urlsplit(address if "://" in address else f"//{address}").netloc
-    docker = ("index.docker.io", "docker.io", "registry-1.docker.io")
-    return wanted == netloc or (wanted in docker and netloc in docker)
+    own = {server_of(host.netloc), *(() if host.is_mirror else (server_of(domain),))}
+    if not auth.server_address:
+        return not host.is_mirror
+    wanted = server_of(auth.server_address)
+    return wanted in own or (wanted in _DOCKER_HUB and not own.isdisjoint(_DOCKER_HUB))
+
+
+def scopes(challenge: Challenge, own: str) -> str:
+    """What to ask a token for: the repositories that the challenge names, which a mirror may hold
+    under another path, and never more than to pull; else `own`."""
+    found = []
+    for item in challenge.parameters.get("scope", "").split(" ")[:_MAX_SCOPES]:
+        kind, _, rest = item.partition(":")
+        name, _, actions = rest.rpartition(":")
+        if kind == "repository" and name and "pull" in actions.split(","):
+            found.append(f"repository:{name}:pull")
+    return " ".join(found) or own
 
 
 def _basic(pair: tuple[str, str]) -> str:
@@ -97,6 +126,12 @@ class Tokens:
         self._auth = auth
         self._pair = credentials(auth)
         self._kept: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+
+    def _withheld(self, trusted: bool) -> str:
+        if trusted or self._auth is None:
+            return ""
+        whose = self._auth.server_address[:200] or "the registry, and this is a mirror of it"
+        return f"; those given are for {whose}"
 
     def kept(self, base: str, scope: str) -> str | None:
         """The Authorization header that worked last for `base` and `scope`, while it lives."""
@@ -132,7 +167,7 @@ class Tokens:
         if "basic" in found and pair is not None:
             return self._keep(base, scope, _basic(pair), 3600)
         raise Unauthenticated(
-            f"{urlsplit(base).netloc} wants credentials",
+            f"{urlsplit(base).netloc} wants credentials{self._withheld(trusted)}",
             hint="log in: give a user name and password, or an imagePullSecret",
         )
 
@@ -157,7 +192,10 @@ class Tokens:
             raise Unauthenticated(
                 f"{urlsplit(base).netloc} wants credentials sent to {parts.netloc} in the clear"
             )
-        fields = {"service": challenge.parameters.get("service", ""), "scope": scope}
+        fields = {
+            "service": challenge.parameters.get("service", ""),
+            "scope": scopes(challenge, scope),
+        }
         identity = self._auth.identity_token if trusted and self._auth else ""
         if identity:
             fields |= {
@@ -168,15 +206,19 @@ class Tokens:
             request = httpx.Request("POST", realm, data=fields)
         else:
             headers = {"Authorization": _basic(pair)} if pair else {}
-            request = httpx.Request(
-                "GET", httpx.URL(realm).copy_merge_params(fields), headers=headers
-            )
+            # Each scope is a parameter of its own (token specification).
+            query = [("service", fields["service"])]
+            query += [("scope", each) for each in fields["scope"].split(" ")]
+            url = httpx.URL(realm)
+            merged = [*url.params.multi_items(), *query]
+            request = httpx.Request("GET", url.copy_with(params=merged), headers=headers)
         status, body = await fetch(request)
         if status in (400, 401, 403):
             raise Unauthenticated(
                 f"{parts.netloc} refused the credentials ({status})"
                 if pair or identity
-                else f"{parts.netloc} gives no token without credentials ({status})",
+                else f"{parts.netloc} gives no token without credentials ({status})"
+                + self._withheld(trusted),
                 hint="check user name and password, and that they may read this image",
             )
         return _read_token(status, body, parts.netloc)

@@ -9,6 +9,7 @@ last. Files are read at each pull, so that a change needs no restart.
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 import tomllib
 from collections.abc import Hashable
@@ -26,7 +27,10 @@ _FIELDS: Final = frozenset(
     ("capabilities", "ca", "client", "skip_verify", "override_path", "header", "dial_timeout")
 )
 _ALL: Final[frozenset[str]] = frozenset(("pull", "resolve", "push"))
-
+_DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|ms|s|m|h)")
+_DURATION: Final = re.compile(f"(?:{_DURATION_PART.pattern})+")
+_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MAX_DIAL: Final = 3600
 
 _MAX_CONTEXTS: Final = 16
 _contexts: dict[Hashable, ssl.SSLContext] = {}
@@ -64,6 +68,8 @@ class Host:
     skip_verify: bool = False
     header: tuple[tuple[str, str], ...] = ()
     is_mirror: bool = False
+    dial_timeout: float | None = None
+    """Seconds that a connection may take to be made."""
 
     @property
     def netloc(self) -> str:
@@ -171,7 +177,8 @@ class _Table:
             if isinstance(item, list):
                 if len(item) != 2:
                     raise self.bad("client", "a pair is [certificate, key]")
-                pairs.append((self._file("client", item[0]), self._file("client", item[1])))
+                key = self._file("client", item[1]) if item[1] != "" else None
+                pairs.append((self._file("client", item[0]), key))
             else:
                 pairs.append((self._file("client", item), None))
         return tuple(pairs)
@@ -187,6 +194,18 @@ class _Table:
                     raise self.bad(f"header.{name}", "must be a string or a list of strings")
                 pairs.append((name, item))
         return tuple(pairs)
+
+    def duration(self, key: str) -> float | None:
+        """Seconds, written as Go does: "1m30s", "500ms"."""
+        value = self._table.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not _DURATION.fullmatch(value):
+            raise self.bad(key, 'must be a time such as "10s"')
+        seconds = sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(value))
+        if not 0 < seconds <= _MAX_DIAL:
+            raise self.bad(key, f"must be above 0, and {_MAX_DIAL} s at most")
+        return seconds
 
     def host(self, url: object, namespace: str, *, is_mirror: bool) -> Host:
         if not isinstance(url, str) or not url:
@@ -213,6 +232,7 @@ class _Table:
             self.flag("skip_verify"),
             self.header(),
             is_mirror,
+            self.duration("dial_timeout"),
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hostlib.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted, Unimplemented
+from images import decompress
 from images.model import ImageConfig, Limits
 from images.reference import is_digest
 
@@ -23,6 +25,9 @@ INDEXES: Final = frozenset(
         "application/vnd.docker.distribution.manifest.list.v2+json",
     )
 )
+_KNOWN: Final = (*MANIFESTS, *INDEXES)
+"""Compared with by equality: what a registry sends need not be hashable."""
+
 ACCEPT: Final = ", ".join(sorted(MANIFESTS | INDEXES))
 _CONFIGS: Final = frozenset(
     (
@@ -30,6 +35,17 @@ _CONFIGS: Final = frozenset(
         "application/vnd.docker.container.image.v1+json",
     )
 )
+_FOREIGN: Final = re.compile(r"\.foreign\.|\.nondistributable\.")
+_ATTESTATION: Final = "vnd.docker.reference.type"
+"""The annotation by which BuildKit marks entries that are about another one's image."""
+
+_VARIANTS: Final[dict[str, tuple[str, ...]]] = {
+    "amd64": ("", "v1"),
+    "arm64": ("", "v8"),
+}
+"""What runs on every machine of an architecture, best first. Others (amd64/v3, arm64/v9) need
+instructions that the guest's CPU may not have."""
+
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 MAX_SIZE: Final = 2**63 - 1
@@ -137,26 +153,53 @@ def manifest(body: dict[str, Any], limits: Limits) -> Manifest:
         )
     if not layers:
         raise InvalidArgument("the image has no layers")
-    return Manifest(
-        config, tuple(_descriptor(item, f"layer {n}") for n, item in enumerate(layers, 1))
-    )
+    found = tuple(_descriptor(item, f"layer {n}") for n, item in enumerate(layers, 1))
+    for number, layer in enumerate(found, 1):
+        if _FOREIGN.search(layer.media_type):
+            raise Unimplemented(
+                f"layer {number} of the image is foreign (non-distributable): its content is not "
+                "where the image is",
+                hint="push the image again with its non-distributable layers as ordinary ones",
+            )
+        decompress.expected(layer.media_type)
+    return Manifest(config, found)
 
 
 def choose(body: dict[str, Any], arch: str) -> Descriptor:
-    """The manifest for linux and `arch` in an index. Raises `NotFound`."""
-    offered: list[str] = []
-    for number, item in enumerate(body["manifests"], 1):
-        found = item.get("platform") if isinstance(item, dict) else None
-        if not isinstance(found, dict):
+    """The manifest for linux and `arch` in an index: the first of the best variant. Raises
+    `NotFound`.
+
+    An entry that names no platform is taken where no other fits, if it is the only such: its
+    configuration is judged when it comes. Attestations are passed over.
+    """
+    variants = _VARIANTS.get(arch, ("",))
+    offered: set[str] = set()
+    best: tuple[int, int] | None = None
+    bare: list[int] = []
+    for position, item in enumerate(body["manifests"]):
+        if not isinstance(item, dict) or item.get("mediaType") not in _KNOWN:
             continue
+        notes = item.get("annotations")
+        if isinstance(notes, dict) and _ATTESTATION in notes:
+            continue
+        found = item.get("platform")
+        if not isinstance(found, dict):
+            bare.append(position)
+            continue
+        variant = found.get("variant") or ""
         name = f"{found.get('os')}/{found.get('architecture')}"
-        kind = item.get("mediaType")
-        if name == f"linux/{arch}" and isinstance(kind, str) and kind in MANIFESTS | INDEXES:
-            return _descriptor(item, f"entry {number} of the index")
-        offered.append(name[:64])
+        if name == f"linux/{arch}" and variant in variants:
+            rank = (variants.index(variant), position)
+            best = rank if best is None or rank < best else best
+        elif name != "unknown/unknown":
+            offered.add((f"{name}/{variant}" if variant else name)[:64])
+    if best is None and len(bare) == 1:
+        best = (0, bare[0])
+    if best is not None:
+        return _descriptor(body["manifests"][best[1]], f"entry {best[1] + 1} of the index")
     raise NotFound(
         f"the image does not exist for linux/{arch}",
-        hint=f"it exists for {', '.join(sorted(set(offered))[:10]) or 'no platform'}",
+        hint=f"it exists for {', '.join(sorted(offered)[:10]) or 'no platform'}",
     )
 
 

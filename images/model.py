@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -34,14 +34,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Auth:
-    """Credentials as CRI's AuthConfig carries them; ``auth`` is base64 of ``user:password``."""
+    """Credentials as CRI's AuthConfig carries them; ``auth`` is base64 of ``user:password``.
 
-    username: str = ""
-    password: str = ""
-    auth: str = ""
+    Its text shows none of them: it may come into the name of a task, a log, or a traceback.
+    """
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    auth: str = field(default="", repr=False)
     server_address: str = ""
-    identity_token: str = ""
-    registry_token: str = ""
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

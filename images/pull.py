@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hostlib import failpoint
-from hostlib.errors import DataLoss, Internal, NotFound, ResourceExhausted
+from hostlib.errors import DataLoss, Internal, NotFound, ResourceExhausted, ThawError
 from hostlib.tasks import SingleFlight, in_thread
 from images import decompress, manifest, squashfs
 from images.channel import Channel
@@ -35,6 +35,7 @@ from images.model import (
 )
 from images.reference import Reference
 from images.registry import Registry
+from images.source import Source
 from images.store import Store, full
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,17 @@ class Pulled:
     config: ImageConfig
     config_data: bytes
     diff_ids: tuple[str, ...]
+
+
+def _read_manifest(
+    data: bytes, what: str, content_type: str, arch: str, limits: Limits
+) -> Manifest | Descriptor:
+    """An image's manifest, or which one an index has for this platform. Blocking: megabytes of
+    JSON take a while."""
+    body = manifest.load(data, f"the manifest of {what}")
+    if manifest.media_type(body, content_type) in manifest.MANIFESTS:
+        return manifest.manifest(body, limits)
+    return manifest.choose(body, arch)
 
 
 class Tracker:
@@ -135,32 +147,36 @@ class Puller:
         """The client for `ref`'s repository."""
         return Registry(ref, config_path=self._config_path, auth=auth, limits=self._limits)
 
-    async def resolve(self, registry: Registry, ref: Reference) -> tuple[str, Manifest]:
-        """The digest that `ref` means now, and this platform's manifest behind it."""
+    async def resolve(
+        self, source: Source, target: str, what: str, *, media_type: str = ""
+    ) -> tuple[str, Manifest]:
+        """The digest that `target`, a tag or a digest, means now, and this platform's manifest
+        behind it. `media_type` is what to take it for where the source does not say."""
         arch = manifest.architecture()
-        target, top, size = ref.target, "", None
+        top, size = "", None
         for _ in range(_MAX_INDEXES):
             await failpoint.hit("pull.resolve")
-            data, content_type = await registry.manifest(target)
+            data, content_type = await source.manifest(target)
             top = top or f"sha256:{hashlib.sha256(data).hexdigest()}"
             if size is not None and size != len(data):
                 raise DataLoss(
-                    f"the index of {ref} says that {target} has {size} bytes, it has {len(data)}"
+                    f"the index of {what} says that {target} has {size} bytes, it has {len(data)}"
                 )
-            body = manifest.load(data, f"the manifest of {ref}")
-            if manifest.media_type(body, content_type) in manifest.MANIFESTS:
-                return top, manifest.manifest(body, self._limits)
-            chosen = manifest.choose(body, arch)
-            target, size = chosen.digest, chosen.size
-        raise DataLoss(f"the index of {ref} names indexes without end")
+            found = await in_thread(
+                _read_manifest, data, what, content_type or media_type, arch, self._limits
+            )
+            if isinstance(found, Manifest):
+                return top, found
+            target, size, media_type = found.digest, found.size, found.media_type
+        raise DataLoss(f"the index of {what} names indexes without end")
 
     async def config(
-        self, registry: Registry, found: Manifest
+        self, source: Source, found: Manifest
     ) -> tuple[bytes, ImageConfig, tuple[str, ...]]:
         """The image's configuration, checked against the manifest and this platform."""
         await failpoint.hit("pull.config")
-        data = await registry.small_blob(found.config)
-        config, diff_ids = manifest.image_config(data)
+        data = await source.small_blob(found.config)
+        config, diff_ids = await in_thread(manifest.image_config, data)
         if len(diff_ids) != len(found.layers):
             raise DataLoss(
                 f"the manifest has {len(found.layers)} layers, the configuration {len(diff_ids)}",
@@ -175,7 +191,7 @@ class Puller:
         return data, config, diff_ids
 
     async def layers(
-        self, registry: Registry, found: Manifest, diff_ids: tuple[str, ...], tracker: Tracker
+        self, source: Source, found: Manifest, diff_ids: tuple[str, ...], tracker: Tracker
     ) -> None:
         """Bring every layer into the store; the first failure ends the others."""
         tracker.layers(found.layers)
@@ -184,13 +200,13 @@ class Puller:
                 for index, (descriptor, diff_id) in enumerate(
                     zip(found.layers, diff_ids, strict=True)
                 ):
-                    group.create_task(self._watch(registry, descriptor, diff_id, tracker, index))
+                    group.create_task(self._watch(source, descriptor, diff_id, tracker, index))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
     async def _watch(
         self,
-        registry: Registry,
+        source: Source,
         descriptor: Descriptor,
         diff_id: str,
         tracker: Tracker,
@@ -206,14 +222,31 @@ class Puller:
 
         watchers.append(watch)
         try:
-            await self._flights.run(diff_id, lambda: self._layer(registry, descriptor, diff_id))
+            await self._fetch(source, descriptor, diff_id)
         finally:
             watchers.remove(watch)
             if not watchers:
                 self._watchers.pop(diff_id, None)
         tracker.update(index, descriptor.size, "done")
 
-    async def _layer(self, registry: Registry, descriptor: Descriptor, diff_id: str) -> None:
+    async def _fetch(self, source: Source, descriptor: Descriptor, diff_id: str) -> None:
+        """The layer, by another pull that is at it, else by this one: also where that one's source,
+        or its credentials, failed it."""
+        own = False
+
+        async def layer() -> None:
+            nonlocal own
+            own = True
+            await self._layer(source, descriptor, diff_id)
+
+        while True:
+            try:
+                return await self._flights.run(diff_id, layer)
+            except ThawError:
+                if own:
+                    raise
+
+    async def _layer(self, source: Source, descriptor: Descriptor, diff_id: str) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -226,7 +259,7 @@ class Puller:
             for _ in range(2):
                 temporary = self._store.ingest / f"{diff_id[7:]}-{secrets.token_hex(4)}"
                 try:
-                    await self._stream(registry, descriptor, diff_id, temporary, promised, plan)
+                    await self._stream(source, descriptor, diff_id, temporary, promised, plan)
                     await failpoint.hit("pull.commit")
                     await in_thread(self._store.commit_layer, temporary, diff_id)
                     return
@@ -240,7 +273,7 @@ class Puller:
 
     async def _stream(
         self,
-        registry: Registry,
+        source: Source,
         descriptor: Descriptor,
         diff_id: str,
         temporary: Path,
@@ -249,7 +282,7 @@ class Puller:
     ) -> None:
         channel = Channel()
         download = asyncio.create_task(
-            self._download(registry, descriptor, diff_id, channel), name="download"
+            self._download(source, descriptor, diff_id, channel), name="download"
         )
         try:
             await squashfs.convert(
@@ -264,7 +297,7 @@ class Puller:
                 download.exception()
 
     async def _download(
-        self, registry: Registry, descriptor: Descriptor, diff_id: str, channel: Channel
+        self, source: Source, descriptor: Descriptor, diff_id: str, channel: Channel
     ) -> None:
         done = reported = 0
         checked = -_CHECK_DISK_EVERY
@@ -287,7 +320,7 @@ class Puller:
                     watch(done)
 
         try:
-            await registry.blob(descriptor, sink)
+            await source.blob(descriptor, sink)
         except asyncio.CancelledError:
             channel.fail(Internal("the download was given up"))
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from hostlib.errors import (
 )
 from hostlib.tasks import SingleFlight, in_thread
 from images import reference
+from images.manifest import Manifest
 from images.merging import DiffIds, Merger
 from images.model import (
     Auth,
@@ -35,9 +36,11 @@ from images.model import (
     Usage,
     unique,
 )
+from images.pinned import Pinned
 from images.pull import Puller, Tracker
-from images.reference import Reference
+from images.source import Source
 from images.store import Record, Store, with_names
+from images.tag_cache import TagCache
 
 __all__ = [
     "Auth",
@@ -68,15 +71,18 @@ class Images:
         limits: Limits,
         merge: MergeMode = "needed",
         slots: int = 12,
+        tag_life: float = 0,
+        pinned: Sequence[str] = (),
     ) -> None:
         """`slots` is how many layers a pod can mount: an image with more is merged as part of its
-        pull, whatever `merge` says of others."""
+        pull, whatever `merge` says of others. `tag_life` is how many seconds a tag's digest is good
+        for pulls that do not ask anew; `pinned` are patterns of names (`Pinned`)."""
         self._store = Store(root)
         self._merge_all = merge == "auto"
         self._slots = slots
         self._merger = Merger(self._store, limits, self._commit_merged)
         self._config_path = registry_config
-        self._limits = limits
+        self.limits = limits
         self._puller: Puller | None = None
         self._flights: SingleFlight[str] = SingleFlight()
         self._trackers: dict[object, Tracker] = {}
@@ -85,6 +91,8 @@ class Images:
         self._images: dict[str, Image] = {}
         self._removed: dict[str, Record] = {}
         self._holders: dict[str, str] = {}
+        self._tags = TagCache(tag_life)
+        self._pinned = Pinned(pinned)
 
     async def open(self) -> None:
         """Sweep what a crash left and load every image; one that is damaged is dropped, and
@@ -98,8 +106,8 @@ class Images:
                 self._removed[record.id] = record
             else:
                 self._records[record.id] = record
-                self._images[record.id] = await in_thread(self._store.image, record)
-        self._puller = Puller(self._store, self._config_path, self._limits)
+                self._images[record.id] = await self._image(record)
+        self._puller = Puller(self._store, self._config_path, self.limits)
 
     async def close(self) -> None:
         """Give up the pulls and merges under way and end the worker threads. Idempotent."""
@@ -124,8 +132,10 @@ class Images:
         *,
         auth: Auth | None = None,
         progress: Callable[[Progress], None] | None = None,
+        cached: bool = False,
     ) -> Image:
-        """Bring an image here, or find it here; a tag is resolved anew at the registry.
+        """Bring an image here, or find it here; a tag is resolved anew at the registry, unless what
+        it meant a moment ago (`tag_life`) will do: `cached`.
 
         Pulls of the same reference with the same credentials share one transfer. Raises
         `InvalidArgument`, `NotFound`, `Unauthenticated`, `PermissionDenied`, `Unavailable`,
@@ -133,17 +143,75 @@ class Images:
         """
         puller = self._pulls()
         parsed = reference.parse(ref)
-        key = (str(parsed), auth)
+        names = () if parsed.digest else (str(parsed),)
+        target = parsed.target
+        if cached and names and (known := self._tags.get(names[0])) is not None:
+            here = self._by_name(names[0])
+            if here is not None and f"{parsed.name}@{known}" in here.repo_digests:
+                return here
+            target = known
+
+        async def work(tracker: Tracker) -> str:
+            async with puller.registry(parsed, auth) as registry:
+                top, found = await puller.resolve(registry, target, str(parsed))
+                digest = f"{parsed.name}@{top}"
+                image_id = await self._bring(puller, registry, found, names, digest, tracker)
+            for name in names:
+                self._tags.put(name, top)
+            return image_id
+
+        return await self._shared((str(parsed), target, auth), str(parsed), work, progress)
+
+    async def load(
+        self,
+        source: Source,
+        target: str,
+        *,
+        media_type: str,
+        names: Sequence[str],
+        what: str,
+        known: bool,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Image:
+        """Bring an image here from another `source` than a registry, under `names`, all with tags.
+
+        `target` is the digest of its manifest or index. With `known`, the same manifest is what a
+        registry has under these names, and its digest becomes a name too. Raises what `pull` does.
+        """
+        puller = self._pulls()
+        parsed = [reference.parse(name) for name in names]
+        if not parsed or any(each.digest or not each.tag for each in parsed):
+            raise InvalidArgument("an image that is loaded needs a name and a tag")
+        if not reference.is_digest(target):
+            raise InvalidArgument("an image that is loaded is named by a sha256 digest")
+        tags = tuple(map(str, parsed))
+
+        async def work(tracker: Tracker) -> str:
+            top, found = await puller.resolve(source, target, what, media_type=media_type)
+            digest = f"{parsed[0].name}@{top}" if known else None
+            image_id = await self._bring(puller, source, found, tags, digest, tracker)
+            for tag in tags:
+                self._tags.forget(tag)
+            return image_id
+
+        # Nobody else has this source.
+        return await self._shared(object(), tags[0], work, progress)
+
+    async def _shared(
+        self,
+        key: Hashable,
+        name: str,
+        work: Callable[[Tracker], Awaitable[str]],
+        progress: Callable[[Progress], None] | None,
+    ) -> Image:
         tracker = self._trackers.get(key)
         if tracker is None or key not in self._flights:
-            tracker = self._trackers[key] = Tracker(str(parsed))
+            tracker = self._trackers[key] = Tracker(name)
         if progress is not None:
             tracker.listeners.append(progress)
         running = tracker
         try:
-            image_id = await self._flights.run(
-                key, lambda: self._pull(puller, parsed, auth, running)
-            )
+            image_id = await self._flights.run(key, lambda: self._guarded(work(running)))
         finally:
             if progress is not None and progress in running.listeners:
                 running.listeners.remove(progress)
@@ -151,43 +219,50 @@ class Images:
                 del self._trackers[key]
         image = self._images.get(image_id)
         if image is None:
-            raise NotFound(f"image {ref} was removed while it was pulled", hint="pull it again")
+            raise NotFound(f"image {name} was removed while it was pulled", hint="pull it again")
         return image
 
-    async def _pull(
-        self, puller: Puller, ref: Reference, auth: Auth | None, tracker: Tracker
-    ) -> str:
+    async def _guarded(self, work: Awaitable[str]) -> str:
         try:
-            async with puller.registry(ref, auth) as registry:
-                top, found = await puller.resolve(registry, ref)
-                image_id = found.config.digest
-                name = None if ref.digest else str(ref)
-                digest = f"{ref.name}@{top}"
-                known = self._records.get(image_id) or self._removed.get(image_id)
-                if known is not None and len(known.diff_ids) == len(found.layers):
-                    data, config, diff_ids = None, known.config, known.diff_ids
-                else:
-                    data, config, diff_ids = await puller.config(registry, found)
-                async with puller.want(diff_ids):
-                    await puller.layers(registry, found, diff_ids, tracker)
-                    if self._too_many(diff_ids):
-                        await self._merger.now(diff_ids, tracker.merging)
-                    await failpoint.hit("pull.record")
-                    fresh = Record(
-                        image_id, (), (), diff_ids, config,
-                        len(data) if data is not None else found.config.size,
-                    )  # fmt: skip
-                    await self._record(fresh, name, digest, data)
-                    self._merge_later(diff_ids)
+            return await work
         except (Unavailable, DeadlineExceeded):
             # The next attempt goes on with the layers that have come.
             raise
         except OSError as error:
+            puller = self._pulls()
             await self._forget_layers(puller)
             raise puller.disk_error(error) from error
         except ThawError:
-            await self._forget_layers(puller)
+            await self._forget_layers(self._pulls())
             raise
+
+    async def _bring(
+        self,
+        puller: Puller,
+        source: Source,
+        found: Manifest,
+        names: tuple[str, ...],
+        digest: str | None,
+        tracker: Tracker,
+    ) -> str:
+        """The image of a manifest, with these names; its id."""
+        image_id = found.config.digest
+        here = self._records.get(image_id) or self._removed.get(image_id)
+        if here is not None and len(here.diff_ids) == len(found.layers):
+            data, config, diff_ids = None, here.config, here.diff_ids
+        else:
+            data, config, diff_ids = await puller.config(source, found)
+        async with puller.want(diff_ids):
+            await puller.layers(source, found, diff_ids, tracker)
+            if self._too_many(diff_ids):
+                await self._merger.now(diff_ids, tracker.merging)
+            await failpoint.hit("pull.record")
+            size = len(data) if data is not None else found.config.size
+            fresh = Record(image_id, (), (), diff_ids, config, size)
+            await self._record(fresh, names, digest, data)
+            self._merge_later(diff_ids)
+        if not set(self._removed) <= set(self._holders.values()):
+            await self.collect()
         return image_id
 
     async def _forget_layers(self, puller: Puller) -> None:
@@ -197,7 +272,7 @@ class Images:
             await self.collect()
 
     async def _record(
-        self, fresh: Record, name: str | None, digest: str, data: bytes | None
+        self, fresh: Record, names: tuple[str, ...], digest: str | None, data: bytes | None
     ) -> None:
         async with self._writing:
             known = self._records.get(fresh.id) or self._removed.get(fresh.id)
@@ -205,19 +280,19 @@ class Images:
                 raise NotFound(
                     "the image was removed while it was pulled again", hint="pull it again"
                 )
-            record = with_names(known or fresh, name, digest)
-            # Another image that has the tag loses it: after this one has it, so that a crash
+            record = with_names(known or fresh, names, digest)
+            # Another image that has a tag loses it: after this one has it, so that a crash
             # between leaves two, of which the newer pull's is corrected by the next.
             if record != known:
                 blobs = {} if data is None else {record.id: data}
                 await in_thread(self._store.write, record, blobs)
-            image = await in_thread(self._store.image, record)
+            image = await self._image(record)
             self._removed.pop(record.id, None)
             self._records[record.id], self._images[record.id] = record, image
             for other in list(self._records.values()):
-                if name in other.names and other.id != record.id:
-                    names = tuple(item for item in other.names if item != name)
-                    await self._change(replace(other, names=names))
+                if other.id != record.id and not set(names).isdisjoint(other.names):
+                    rest = tuple(item for item in other.names if item not in names)
+                    await self._change(replace(other, names=rest))
 
     # --- merged layers
 
@@ -257,7 +332,7 @@ class Images:
                 await in_thread(self._store.commit_merged, temporary, diff_ids)
             for record in self._records.values():
                 if record.diff_ids == diff_ids:
-                    self._images[record.id] = await in_thread(self._store.image, record)
+                    self._images[record.id] = await self._image(record)
 
     def _unused(self, diff_ids: DiffIds) -> bool:
         wanted = self._puller is not None and diff_ids in self._puller.wanted
@@ -265,8 +340,18 @@ class Images:
 
     async def _change(self, record: Record) -> None:
         await in_thread(self._store.update, record)
-        self._records[record.id] = record
-        self._images[record.id] = await in_thread(self._store.image, record)
+        if record.names or record.digests:
+            self._records[record.id] = record
+            self._images[record.id] = await self._image(record)
+        else:
+            # Nothing names it any more: for a restart, too, it is no image.
+            del self._records[record.id], self._images[record.id]
+            self._removed[record.id] = record
+
+    async def _image(self, record: Record) -> Image:
+        image = await in_thread(self._store.image, record)
+        pinned = image.pinned or self._pinned((*image.repo_tags, *image.repo_digests))
+        return replace(image, pinned=pinned)
 
     def pulling(self) -> list[PullState]:
         """The pulls under way, oldest first."""

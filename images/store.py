@@ -230,8 +230,9 @@ def _unlink(path: Path) -> int:
     return size
 
 
-def with_names(record: Record, name: str | None, digest: str | None) -> Record:
-    """The record with another tag and another digest reference."""
-    names = {*record.names, *([name] if name else [])}
+def with_names(record: Record, names: tuple[str, ...], digest: str | None) -> Record:
+    """The record with more tags and another digest reference."""
     digests = {*record.digests, *([digest] if digest else [])}
-    return replace(record, names=tuple(sorted(names)), digests=tuple(sorted(digests)))
+    return replace(
+        record, names=tuple(sorted({*record.names, *names})), digests=tuple(sorted(digests))
+    )

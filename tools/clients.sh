@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what the end-to-end tests drive Thaw with into .build/bin, unless it is there already: crictl, and
-# stream-client on Kubernetes' client library. The modules come from the Go module proxy.
+# Builds what the end-to-end tests drive Thaw with into .build/bin, unless it is there already: crictl,
+# stream-client on Kubernetes' client library, and crane, which serves a registry. The modules come from the Go module proxy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/local/go/bin
@@ -19,3 +19,4 @@ build() {
 
 build crictl sigs.k8s.io/cri-tools/cmd/crictl
 build stream-client .
+build crane github.com/google/go-containerregistry/cmd/crane

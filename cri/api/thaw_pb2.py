@@ -24,35 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x63ri/api/thaw.proto\x12\x07thaw.v1\"@\n\x0bPullRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\"_\n\x0cPullProgress\x12\r\n\x05layer\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x11\n\timage_ref\x18\x05 \x01(\t\"\x1c\n\x0b\x42\x61keRequest\x12\r\n\x05shape\x18\x01 \x01(\t\"\x8d\x01\n\x0c\x42\x61keProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x05 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\"\r\n\x0bPoolRequest\"c\n\x0cPoolResponse\x12\"\n\x06shapes\x18\x01 \x03(\x0b\x32\x12.thaw.v1.PoolShape\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x03 \x01(\t\"\x92\x01\n\tPoolShape\x12\r\n\x05shape\x18\x01 \x01(\t\x12\x14\n\x0csnapshot_key\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\r\x12\x10\n\x08starting\x18\x05 \x01(\r\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x10\n\x08max_size\x18\x07 \x01(\r\x12\x10\n\x08pressure\x18\x08 \x01(\t\"&\n\x0cTraceRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"/\n\rTraceResponse\x12\x1e\n\x06traces\x18\x01 \x03(\x0b\x32\x0e.thaw.v1.Trace\"r\n\x05Trace\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x12\n\nstarted_at\x18\x04 \x01(\x03\x12\x1c\n\x05steps\x18\x05 \x03(\x0b\x32\r.thaw.v1.Step\"K\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\toffset_ns\x18\x02 \x01(\x03\x12\x13\n\x0b\x64uration_ns\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t2\xe1\x01\n\x04Thaw\x12\x35\n\x04Pull\x12\x14.thaw.v1.PullRequest\x1a\x15.thaw.v1.PullProgress0\x01\x12\x35\n\x04\x42\x61ke\x12\x14.thaw.v1.BakeRequest\x1a\x15.thaw.v1.BakeProgress0\x01\x12\x33\n\x04Pool\x12\x14.thaw.v1.PoolRequest\x1a\x15.thaw.v1.PoolResponse\x12\x36\n\x05Trace\x12\x15.thaw.v1.TraceRequest\x1a\x16.thaw.v1.TraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x63ri/api/thaw.proto\x12\x07thaw.v1\"\xa7\x01\n\x0bPullRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\x12\x0c\n\x04\x61uth\x18\x04 \x01(\t\x12\x16\n\x0eidentity_token\x18\x05 \x01(\t\x12\x16\n\x0eregistry_token\x18\x06 \x01(\t\x12\x16\n\x0eserver_address\x18\x07 \x01(\t\x12\x0f\n\x07refresh\x18\x08 \x01(\x08\"_\n\x0cPullProgress\x12\r\n\x05layer\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x11\n\timage_ref\x18\x05 \x01(\t\"]\n\x0bLoadRequest\x12#\n\x05start\x18\x01 \x01(\x0b\x32\x12.thaw.v1.LoadStartH\x00\x12!\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x11.thaw.v1.LoadDataH\x00\x42\x06\n\x04part\"g\n\tLoadStart\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x17\n\x0fregistry_digest\x18\x04 \x01(\x08\x12\x0e\n\x06source\x18\x05 \x01(\t\"5\n\x08LoadData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"S\n\x0cLoadResponse\x12\x10\n\x06wanted\x18\x01 \x01(\tH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.thaw.v1.PullProgressH\x00\x42\x06\n\x04part\"\x0e\n\x0cPullsRequest\"5\n\rPullsResponse\x12$\n\x05pulls\x18\x01 \x03(\x0b\x32\x15.thaw.v1.PullUnderWay\"Z\n\x0cPullUnderWay\x12\r\n\x05image\x18\x01 \x01(\t\x12\x12\n\nstarted_at\x18\x02 \x01(\x03\x12\'\n\x08progress\x18\x03 \x03(\x0b\x32\x15.thaw.v1.PullProgress\"\x1c\n\x0b\x42\x61keRequest\x12\r\n\x05shape\x18\x01 \x01(\t\"\x8d\x01\n\x0c\x42\x61keProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x05 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\"\r\n\x0bPoolRequest\"c\n\x0cPoolResponse\x12\"\n\x06shapes\x18\x01 \x03(\x0b\x32\x12.thaw.v1.PoolShape\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x03 \x01(\t\"\x92\x01\n\tPoolShape\x12\r\n\x05shape\x18\x01 \x01(\t\x12\x14\n\x0csnapshot_key\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\r\x12\x10\n\x08starting\x18\x05 \x01(\r\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x10\n\x08max_size\x18\x07 \x01(\r\x12\x10\n\x08pressure\x18\x08 \x01(\t\"&\n\x0cTraceRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"/\n\rTraceResponse\x12\x1e\n\x06traces\x18\x01 \x03(\x0b\x32\x0e.thaw.v1.Trace\"r\n\x05Trace\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x12\n\nstarted_at\x18\x04 \x01(\x03\x12\x1c\n\x05steps\x18\x05 \x03(\x0b\x32\r.thaw.v1.Step\"K\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\toffset_ns\x18\x02 \x01(\x03\x12\x13\n\x0b\x64uration_ns\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t2\xd2\x02\n\x04Thaw\x12\x35\n\x04Pull\x12\x14.thaw.v1.PullRequest\x1a\x15.thaw.v1.PullProgress0\x01\x12\x37\n\x04Load\x12\x14.thaw.v1.LoadRequest\x1a\x15.thaw.v1.LoadResponse(\x01\x30\x01\x12\x36\n\x05Pulls\x12\x15.thaw.v1.PullsRequest\x1a\x16.thaw.v1.PullsResponse\x12\x35\n\x04\x42\x61ke\x12\x14.thaw.v1.BakeRequest\x1a\x15.thaw.v1.BakeProgress0\x01\x12\x33\n\x04Pool\x12\x14.thaw.v1.PoolRequest\x1a\x15.thaw.v1.PoolResponse\x12\x36\n\x05Trace\x12\x15.thaw.v1.TraceRequest\x1a\x16.thaw.v1.TraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cri.api.thaw_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PULLREQUEST']._serialized_start=31
-  _globals['_PULLREQUEST']._serialized_end=95
-  _globals['_PULLPROGRESS']._serialized_start=97
-  _globals['_PULLPROGRESS']._serialized_end=192
-  _globals['_BAKEREQUEST']._serialized_start=194
-  _globals['_BAKEREQUEST']._serialized_end=222
-  _globals['_BAKEPROGRESS']._serialized_start=225
-  _globals['_BAKEPROGRESS']._serialized_end=366
-  _globals['_POOLREQUEST']._serialized_start=368
-  _globals['_POOLREQUEST']._serialized_end=381
-  _globals['_POOLRESPONSE']._serialized_start=383
-  _globals['_POOLRESPONSE']._serialized_end=482
-  _globals['_POOLSHAPE']._serialized_start=485
-  _globals['_POOLSHAPE']._serialized_end=631
-  _globals['_TRACEREQUEST']._serialized_start=633
-  _globals['_TRACEREQUEST']._serialized_end=671
-  _globals['_TRACERESPONSE']._serialized_start=673
-  _globals['_TRACERESPONSE']._serialized_end=720
-  _globals['_TRACE']._serialized_start=722
-  _globals['_TRACE']._serialized_end=836
-  _globals['_STEP']._serialized_start=838
-  _globals['_STEP']._serialized_end=913
-  _globals['_THAW']._serialized_start=916
-  _globals['_THAW']._serialized_end=1141
+  _globals['_PULLREQUEST']._serialized_start=32
+  _globals['_PULLREQUEST']._serialized_end=199
+  _globals['_PULLPROGRESS']._serialized_start=201
+  _globals['_PULLPROGRESS']._serialized_end=296
+  _globals['_LOADREQUEST']._serialized_start=298
+  _globals['_LOADREQUEST']._serialized_end=391
+  _globals['_LOADSTART']._serialized_start=393
+  _globals['_LOADSTART']._serialized_end=496
+  _globals['_LOADDATA']._serialized_start=498
+  _globals['_LOADDATA']._serialized_end=551
+  _globals['_LOADRESPONSE']._serialized_start=553
+  _globals['_LOADRESPONSE']._serialized_end=636
+  _globals['_PULLSREQUEST']._serialized_start=638
+  _globals['_PULLSREQUEST']._serialized_end=652
+  _globals['_PULLSRESPONSE']._serialized_start=654
+  _globals['_PULLSRESPONSE']._serialized_end=707
+  _globals['_PULLUNDERWAY']._serialized_start=709
+  _globals['_PULLUNDERWAY']._serialized_end=799
+  _globals['_BAKEREQUEST']._serialized_start=801
+  _globals['_BAKEREQUEST']._serialized_end=829
+  _globals['_BAKEPROGRESS']._serialized_start=832
+  _globals['_BAKEPROGRESS']._serialized_end=973
+  _globals['_POOLREQUEST']._serialized_start=975
+  _globals['_POOLREQUEST']._serialized_end=988
+  _globals['_POOLRESPONSE']._serialized_start=990
+  _globals['_POOLRESPONSE']._serialized_end=1089
+  _globals['_POOLSHAPE']._serialized_start=1092
+  _globals['_POOLSHAPE']._serialized_end=1238
+  _globals['_TRACEREQUEST']._serialized_start=1240
+  _globals['_TRACEREQUEST']._serialized_end=1278
+  _globals['_TRACERESPONSE']._serialized_start=1280
+  _globals['_TRACERESPONSE']._serialized_end=1327
+  _globals['_TRACE']._serialized_start=1329
+  _globals['_TRACE']._serialized_end=1443
+  _globals['_STEP']._serialized_start=1445
+  _globals['_STEP']._serialized_end=1520
+  _globals['_THAW']._serialized_start=1523
+  _globals['_THAW']._serialized_end=1861
 # @@protoc_insertion_point(module_scope)

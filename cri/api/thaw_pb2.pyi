@@ -7,14 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PullRequest(_message.Message):
-    __slots__ = ("image", "username", "password")
+    __slots__ = ("image", "username", "password", "auth", "identity_token", "registry_token", "server_address", "refresh")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     USERNAME_FIELD_NUMBER: _ClassVar[int]
     PASSWORD_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
     image: str
     username: str
     password: str
-    def __init__(self, image: _Optional[str] = ..., username: _Optional[str] = ..., password: _Optional[str] = ...) -> None: ...
+    auth: str
+    identity_token: str
+    registry_token: str
+    server_address: str
+    refresh: bool
+    def __init__(self, image: _Optional[str] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., auth: _Optional[str] = ..., identity_token: _Optional[str] = ..., registry_token: _Optional[str] = ..., server_address: _Optional[str] = ..., refresh: _Optional[bool] = ...) -> None: ...
 
 class PullProgress(_message.Message):
     __slots__ = ("layer", "phase", "current", "total", "image_ref")
@@ -29,6 +39,66 @@ class PullProgress(_message.Message):
     total: int
     image_ref: str
     def __init__(self, layer: _Optional[str] = ..., phase: _Optional[str] = ..., current: _Optional[int] = ..., total: _Optional[int] = ..., image_ref: _Optional[str] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("start", "data")
+    START_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    start: LoadStart
+    data: LoadData
+    def __init__(self, start: _Optional[_Union[LoadStart, _Mapping]] = ..., data: _Optional[_Union[LoadData, _Mapping]] = ...) -> None: ...
+
+class LoadStart(_message.Message):
+    __slots__ = ("names", "digest", "media_type", "registry_digest", "source")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    digest: str
+    media_type: str
+    registry_digest: bool
+    source: str
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., media_type: _Optional[str] = ..., registry_digest: _Optional[bool] = ..., source: _Optional[str] = ...) -> None: ...
+
+class LoadData(_message.Message):
+    __slots__ = ("data", "last", "error")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    last: bool
+    error: str
+    def __init__(self, data: _Optional[bytes] = ..., last: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+
+class LoadResponse(_message.Message):
+    __slots__ = ("wanted", "progress")
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    wanted: str
+    progress: PullProgress
+    def __init__(self, wanted: _Optional[str] = ..., progress: _Optional[_Union[PullProgress, _Mapping]] = ...) -> None: ...
+
+class PullsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PullsResponse(_message.Message):
+    __slots__ = ("pulls",)
+    PULLS_FIELD_NUMBER: _ClassVar[int]
+    pulls: _containers.RepeatedCompositeFieldContainer[PullUnderWay]
+    def __init__(self, pulls: _Optional[_Iterable[_Union[PullUnderWay, _Mapping]]] = ...) -> None: ...
+
+class PullUnderWay(_message.Message):
+    __slots__ = ("image", "started_at", "progress")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    started_at: int
+    progress: _containers.RepeatedCompositeFieldContainer[PullProgress]
+    def __init__(self, image: _Optional[str] = ..., started_at: _Optional[int] = ..., progress: _Optional[_Iterable[_Union[PullProgress, _Mapping]]] = ...) -> None: ...
 
 class BakeRequest(_message.Message):
     __slots__ = ("shape",)

@@ -39,6 +39,16 @@ class ThawStub:
                 request_serializer=cri_dot_api_dot_thaw__pb2.PullRequest.SerializeToString,
                 response_deserializer=cri_dot_api_dot_thaw__pb2.PullProgress.FromString,
                 _registered_method=True)
+        self.Load = channel.stream_stream(
+                '/thaw.v1.Thaw/Load',
+                request_serializer=cri_dot_api_dot_thaw__pb2.LoadRequest.SerializeToString,
+                response_deserializer=cri_dot_api_dot_thaw__pb2.LoadResponse.FromString,
+                _registered_method=True)
+        self.Pulls = channel.unary_unary(
+                '/thaw.v1.Thaw/Pulls',
+                request_serializer=cri_dot_api_dot_thaw__pb2.PullsRequest.SerializeToString,
+                response_deserializer=cri_dot_api_dot_thaw__pb2.PullsResponse.FromString,
+                _registered_method=True)
         self.Bake = channel.unary_stream(
                 '/thaw.v1.Thaw/Bake',
                 request_serializer=cri_dot_api_dot_thaw__pb2.BakeRequest.SerializeToString,
@@ -61,6 +71,20 @@ class ThawServicer:
 
     def Pull(self, request, context):
         """Pulls an image as ImageService.PullImage does, and tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Load(self, request_iterator, context):
+        """Takes an image that the client has: it announces it, then answers each request for a blob in turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pulls(self, request, context):
+        """The pulls under way, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +118,16 @@ def add_ThawServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=cri_dot_api_dot_thaw__pb2.PullRequest.FromString,
                     response_serializer=cri_dot_api_dot_thaw__pb2.PullProgress.SerializeToString,
+            ),
+            'Load': grpc.stream_stream_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=cri_dot_api_dot_thaw__pb2.LoadRequest.FromString,
+                    response_serializer=cri_dot_api_dot_thaw__pb2.LoadResponse.SerializeToString,
+            ),
+            'Pulls': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pulls,
+                    request_deserializer=cri_dot_api_dot_thaw__pb2.PullsRequest.FromString,
+                    response_serializer=cri_dot_api_dot_thaw__pb2.PullsResponse.SerializeToString,
             ),
             'Bake': grpc.unary_stream_rpc_method_handler(
                     servicer.Bake,
@@ -138,6 +172,60 @@ class Thaw:
             '/thaw.v1.Thaw/Pull',
             cri_dot_api_dot_thaw__pb2.PullRequest.SerializeToString,
             cri_dot_api_dot_thaw__pb2.PullProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/thaw.v1.Thaw/Load',
+            cri_dot_api_dot_thaw__pb2.LoadRequest.SerializeToString,
+            cri_dot_api_dot_thaw__pb2.LoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pulls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thaw.v1.Thaw/Pulls',
+            cri_dot_api_dot_thaw__pb2.PullsRequest.SerializeToString,
+            cri_dot_api_dot_thaw__pb2.PullsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from hostlib.errors import InvalidArgument
@@ -15,8 +17,19 @@ async def run(daemon: Daemon, request: v1.PullImageRequest) -> v1.PullImageRespo
     return v1.PullImageResponse(image_ref=image.id)
 
 
-def credentials(auth: v1.AuthConfig) -> Auth | None:
-    """What the kubelet found for the registry; None for nothing."""
+class AuthFields(Protocol):
+    """What CRI's AuthConfig and Thaw's own PullRequest have in common."""
+
+    username: str
+    password: str
+    auth: str
+    server_address: str
+    identity_token: str
+    registry_token: str
+
+
+def credentials(auth: AuthFields) -> Auth | None:
+    """What the kubelet, or the user, has for the registry; None for nothing."""
     found = Auth(
         username=auth.username,
         password=auth.password,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from hostlib.errors import InvalidArgument, NotFound
 from images.model import Image
+
+_MAX_UID: Final = 2**32 - 2
 
 
 async def run(daemon: Daemon, request: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
@@ -21,19 +24,27 @@ async def run(daemon: Daemon, request: v1.ImageStatusRequest) -> v1.ImageStatusR
 
 
 def message(image: Image) -> v1.Image:
-    """The image as CRI has it; its user as a number or a name."""
-    name = image.config.user.partition(":")[0]
-    uid = v1.Int64Value(value=int(name)) if name.isdigit() else None
+    """The image as CRI has it."""
+    uid, name = user(image.config.user)
     return v1.Image(
         id=image.id,
         repo_tags=image.repo_tags,
         repo_digests=image.repo_digests,
         size=image.size,
-        uid=uid,
-        username="" if uid is not None else name,
+        uid=None if uid is None else v1.Int64Value(value=uid),
+        username=name,
         spec=v1.ImageSpec(image=image.id),
         pinned=image.pinned,
     )
+
+
+def user(text: str) -> tuple[int | None, str]:
+    """A configuration's ``user[:group]`` as a number or a name. A number that is no user id is a
+    name that no system has: the image is free to claim anything."""
+    name = text.partition(":")[0]
+    if name.isascii() and name.isdecimal() and len(name) <= 20 and int(name) <= _MAX_UID:
+        return int(name), ""
+    return None, name
 
 
 def info(image: Image) -> dict[str, str]:

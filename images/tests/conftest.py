@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hostlib import failpoint
-from images import registry as registry_module
+from images import transfer
 from images.service import Images, Limits
 from images.tests.fake_registry import FakeRegistry, running
 
@@ -27,6 +27,6 @@ async def images(tmp_path: Path) -> AsyncIterator[Images]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry_module, "BACKOFF", 0.01)
+    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
     yield
     failpoint.disarm()
