@@ -216,12 +216,13 @@ def load(folder: Path) -> Image:
     return Image(manifest, read(document["config"]), tuple(map(read, document["layers"])))
 
 
-def push(built: Image, registry: str, repository: str, tag: str) -> str:
+def push(built: Image, registry: str, repository: str, tag: str, **options: Any) -> str:
     """Upload the image by the registry's HTTP API (distribution specification); its digest.
 
-    `registry` is a base URL. Raises `Unavailable` when the registry refuses something.
+    `registry` is a base URL, `options` are httpx's. Raises `Unavailable` when the registry refuses
+    something.
     """
-    with httpx.Client(base_url=registry, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=registry, timeout=60, trust_env=False, **options) as client:
         for blob in (*built.layers, built.config):
             name = digest(blob.data)
             if client.head(f"/v2/{repository}/blobs/{name}").status_code == 200:

@@ -153,7 +153,13 @@ class Images:
 
         async def work(tracker: Tracker) -> str:
             async with puller.registry(parsed, auth) as registry:
-                top, found = await puller.resolve(registry, target, str(parsed))
+                try:
+                    top, found = await puller.resolve(registry, target, str(parsed))
+                except NotFound:
+                    if target == parsed.target:
+                        raise
+                    # What the tag meant is gone, and the tag may mean something else by now.
+                    top, found = await puller.resolve(registry, parsed.target, str(parsed))
                 digest = f"{parsed.name}@{top}"
                 image_id = await self._bring(puller, registry, found, names, digest, tracker)
             for name in names:

@@ -59,7 +59,7 @@ def _export(socket: str, place: str, spool: Any) -> None:
     try:
         with (
             httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=timeout) as client,
-            client.stream("GET", f"http://docker/images/{quote(place, safe='/:@')}/get") as answer,
+            client.stream("GET", url) as answer,
         ):
             if answer.status_code != 200:
                 raise _refusal(place, answer)

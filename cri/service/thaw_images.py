@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final
 
+import grpc.aio
+
 from cri.api import thaw_pb2 as api
 from cri.daemon import Daemon
 from cri.service.image_pull import credentials
@@ -89,19 +91,26 @@ class _Conversation:
         self._source = source
         self._patience = patience
         self._turn = asyncio.Lock()
-        self._lost = False
+        self._over = False
 
     async def ask(self, digest: str) -> AsyncGenerator[bytes, None]:
-        async with self._turn:
-            if self._lost:
-                # What comes now would belong to the blob that was given up.
-                raise Unavailable(f"the load from {self._source} was given up")
-            self._lost = True
-            await self._want(digest)
-            async with contextlib.aclosing(self._pieces(digest)) as pieces:
-                async for piece in pieces:
-                    yield piece
-            self._lost = False
+        # The turn of a blob that does not come whole does not end: what the client sends next would
+        # belong to it. Its failure is that of the load, whose other layers wait until then.
+        await self._turn.acquire()
+        if self._over:
+            self._turn.release()
+            raise Unavailable(f"the load from {self._source} was given up")
+        await self._want(digest)
+        async with contextlib.aclosing(self._pieces(digest)) as pieces:
+            async for piece in pieces:
+                yield piece
+        self._turn.release()
+
+    def close(self) -> None:
+        """The load has ended. A layer that another pull wants as well comes from there, then."""
+        self._over = True
+        if self._turn.locked():
+            self._turn.release()
 
     async def _pieces(self, digest: str) -> AsyncGenerator[bytes, None]:
         while True:
@@ -121,12 +130,21 @@ class _Conversation:
         try:
             async with asyncio.timeout(self._patience):
                 return await anext(self._requests)
-        except StopAsyncIteration:
-            raise Unavailable(f"the client that loads {self._source} went away") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._over and task is not None and task.cancelling():
+                raise
+            # Not this task was cancelled, but the client's call.
+            raise self._gone() from None
+        except (StopAsyncIteration, asyncio.InvalidStateError, grpc.aio.UsageError):
+            raise self._gone() from None
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the client that loads {self._source} sent nothing for {self._patience:g} s"
             ) from None
+
+    def _gone(self) -> Unavailable:
+        return Unavailable(f"the client that loads {self._source} went away")
 
 
 async def load(
@@ -157,9 +175,12 @@ async def load(
         )
 
     told = _Told()
-    async for item in with_progress(work, told_of):
-        if isinstance(item, str):
-            yield api.LoadResponse(wanted=item)
-            continue
-        for message in told.messages(item):
-            yield api.LoadResponse(progress=message)
+    try:
+        async for item in with_progress(work, told_of):
+            if isinstance(item, str):
+                yield api.LoadResponse(wanted=item)
+                continue
+            for message in told.messages(item):
+                yield api.LoadResponse(progress=message)
+    finally:
+        conversation.close()

@@ -7,8 +7,9 @@ import json
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -31,20 +32,33 @@ def free_port() -> int:
 class Registry:
     """A registry process; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        scheme: str = "http",
+        client: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`settings` are sections of its own configuration; `client` is what an httpx client needs
+        to be let in."""
         self.folder = folder
+        self.settings = dict(settings or {})
+        self.scheme = scheme
+        self.client = dict(client or {})
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Self:
+    def argv(self) -> list[str]:
+        """Its command line; writes what that names."""
         program = shutil.which("docker-registry", path=ENVIRONMENT["PATH"])
         if program is None:
             raise FailedPrecondition("docker-registry is not installed", hint="make setup")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        http = {"addr": f"127.0.0.1:{self.port}", **self.settings.get("http", {})}
         config = self.folder / "registry.json"
         # YAML reads JSON.
         config.write_text(
@@ -56,14 +70,18 @@ class Registry:
                         "filesystem": {"rootdirectory": str(self.folder / "storage")},
                         "delete": {"enabled": True},
                     },
-                    "http": {"addr": f"127.0.0.1:{self.port}"},
+                    **self.settings,
+                    "http": http,
                 }
             )
         )
+        return [program, "serve", str(config)]
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        argv = self.argv()
         with (self.folder / "registry.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [program, "serve", str(config)], stdout=log, stderr=log, env=dict(ENVIRONMENT)
-            )
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=dict(ENVIRONMENT))
         until("the registry answers", self._answers)
         return self
 
@@ -82,12 +100,12 @@ class Registry:
         if self._process.poll() is not None:
             raise AssertionError((self.folder / "registry.log").read_text()[-2000:])
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/v2/", trust_env=False).status_code == 200
+            return httpx.get(f"{self.url}/v2/", trust_env=False, **self.client).status_code == 200
         return False
 
     def push(self, image: oci.Image, repository: str, tag: str = "latest") -> str:
         """Push, and return the reference to pull it by."""
-        oci.push(image, self.url, repository, tag)
+        oci.push(image, self.url, repository, tag, **self.client)
         return f"{HOST}/{repository}:{tag}"
 
     def write_hosts(self, folder: Path) -> None:

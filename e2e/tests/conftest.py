@@ -91,9 +91,11 @@ def registry(workspace: Path, built: dict[str, oci.Image]) -> Iterator[Registry]
 
 
 @contextlib.contextmanager
-def _lasting(folder: Path, registry: Registry, *images: str) -> Iterator[Daemon]:
+def _lasting(
+    folder: Path, registry: Registry, *images: str, settings: Mapping[str, Any] | None = None
+) -> Iterator[Daemon]:
     """A daemon for many tests, which has pulled these images; it must leave nothing."""
-    running = Daemon(folder, registry, subnet=subnet())
+    running = Daemon(folder, registry, subnet=subnet(), settings=settings)
     try:
         running.start()
         for image in images:
@@ -180,6 +182,29 @@ def durable(_durable: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon
     with contextlib.suppress(AssertionError):
         until("all is accounted for", lambda: not _durable.unclaimed(), 10)
     assert not _durable.unclaimed()
+
+
+@pytest.fixture(scope="session")
+def _pulling(workspace: Path, registry: Registry) -> Iterator[Daemon]:
+    settings = {
+        "images": {"merge": "needed", "pinned": ["registry.test/e2e/pinned"]},
+        "snapshot": {"on_demand": True},
+        "pool": {"size": 0},
+    }
+    with _lasting(workspace / "pulling", registry, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def puller(_pulling: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon for tests of images, in whose store nothing happens but what they ask for."""
+    yield _pulling
+    _pulling.remove_pods()
+    for image in _pulling.client.images():
+        _pulling.client.remove_image(image.id)
+    if failed(request):
+        keep_evidence(request, _pulling)
+    assert not _pulling.client.containers()
 
 
 @pytest.fixture

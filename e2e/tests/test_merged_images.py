@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,24 +14,12 @@ from cri.api import v1_pb2
 from demo import oci
 from e2e.harness import leaks
 from e2e.harness.daemon import Daemon
+from e2e.harness.layered import layered
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
 from hostlib import errors
-
-
-def layered(base: oci.Image, layers: list[oci.Layer]) -> oci.Image:
-    """`base` with more layers on top."""
-    blobs, diff_ids = zip(*(layer.blob() for layer in layers), strict=True)
-    document = json.loads(base.config.data)
-    document["rootfs"]["diff_ids"] += diff_ids
-    config = replace(base.config, data=json.dumps(document).encode())
-    manifest = json.loads(base.manifest.data)
-    manifest["config"] = config.descriptor
-    manifest["layers"] += [blob.descriptor for blob in blobs]
-    data = json.dumps(manifest).encode()
-    return oci.Image(replace(base.manifest, data=data), config, (*base.layers, *blobs))
 
 
 def many(count: int) -> list[oci.Layer]:
@@ -63,19 +49,23 @@ def listing(count: int) -> str:
     return "\n".join([*expected(count), f"{count - 1}", f"f{count - 1}"])
 
 
+@pytest.mark.parametrize("count", [20, 127])
 def test_an_image_with_more_layers_than_slots_runs(
-    daemon: Daemon, registry: Registry, built: dict[str, oci.Image]
+    daemon: Daemon, registry: Registry, built: dict[str, oci.Image], count: int
 ) -> None:
-    ref = registry.push(layered(built["demo/shell"], many(19)), "e2e/layers20")
+    """127 are the most that Docker and containerd, by overlayfs's options, could mount."""
+    top = count - 1
+    ref = registry.push(layered(built["demo/shell"], many(top)), f"e2e/layers{count}")
     phases = [message.phase for message in daemon.client.pull(ref)]
     assert "merging" in phases
     assert daemon.merged(ref)
     pod = Pod.run(daemon)
     container = pod.start(ref, SLEEP)
-    assert container.sh(LIST) == listing(19)
-    assert container.sh("cat /data/kept0 /data/kept18") == "kept 0kept 18"
+    assert container.sh(LIST) == listing(top)
+    last = f"kept{top - 1}"
+    assert container.sh(f"cat /data/kept0 /data/{last}") == f"kept 0kept {top - 1}"
     container.sh("echo new > /data/top && rm /data/kept0")
-    assert pod.start(ref, SLEEP, name="second").sh(LIST) == listing(19)
+    assert pod.start(ref, SLEEP, name="second").sh(LIST) == listing(top)
     pod.remove()
     daemon.client.remove_image(ref)
 

@@ -1,0 +1,456 @@
+"""Images that come from no registry, tags that are known for a while, and pulls under way."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri.api import thaw_pb2, v1_pb2
+from demo import oci
+from e2e.harness import docker_socket
+from e2e.harness.command import THAW, thaw
+from e2e.harness.crane import crane
+from e2e.harness.daemon import Daemon
+from e2e.harness.docker_socket import DockerSocket
+from e2e.harness.faulty import Answer, FaultyRegistry, Request
+from e2e.harness.layered import layered
+from e2e.harness.pods import Pod
+from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.registry import Registry
+from e2e.harness.waiting import until
+from images.tests.build import Entry, image, sha, tar
+
+NAME = "registry.test/demo/sourced:one"
+LAYER = tar(Entry("etc/faulty", b"x" * 200_000))
+
+
+@pytest.fixture(scope="module")
+def sourced(built: dict[str, oci.Image]) -> oci.Image:
+    """The shell, with a file of its own and a layer that comes twice."""
+    top = oci.Layer().file("etc/sourced", "from elsewhere\n")
+    return layered(built["demo/shell"], [oci.Layer(), top, oci.Layer()])
+
+
+def store(daemon: Daemon) -> list[str]:
+    folder = daemon.root / "images"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def pulled(daemon: Daemon, *argv: str, **environment: str) -> v1_pb2.Image:
+    """What `thaw pull` brings, by the id that it prints."""
+    done = thaw(daemon, "pull", *argv, environment=environment)
+    assert done.returncode == 0, done.stderr
+    found = daemon.client.image_status(done.stdout.strip())
+    assert found is not None
+    return found
+
+
+def refused(daemon: Daemon, says: str, *argv: str, **environment: str) -> None:
+    before = store(daemon)
+    done = thaw(daemon, "pull", *argv, environment=environment)
+    assert done.returncode == 1
+    assert says in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert store(daemon) == before
+
+
+def test_each_source_gives_the_same_image_and_it_runs(
+    puller: Daemon, registry: Registry, sourced: oci.Image, tmp_path: Path
+) -> None:
+    """The archive and the layout are crane's, the socket speaks Docker's documented protocol."""
+    registry.push(sourced, "e2e/sourced", "one")
+    origin = registry.url.removeprefix("http://") + "/e2e/sourced:one"
+    wanted = oci.digest(sourced.config.data)
+    crane("pull", origin, str(tmp_path / "image.tar"))
+    crane("pull", "--format=oci", origin, str(tmp_path / "layout"))
+    with tarfile.open(tmp_path / "layout.tar", "w") as archive:
+        archive.add(tmp_path / "layout", ".")
+    saved = docker_socket.save(sourced, NAME, "docker.io/library/other:two")
+    (tmp_path / "saved.tar").write_bytes(saved)
+    digest = f"@{sourced.digest}"
+    tag = "127.0.0.1"
+    cases = [
+        (f"docker-archive:{tmp_path}/image.tar", origin, None),
+        (f"docker-archive:{tmp_path}/saved.tar", NAME, None),
+        (f"docker-archive:{tmp_path}/saved.tar:other:two", "docker.io/library/other:two", None),
+        (f"oci-layout:{tmp_path}/layout", "localhost/layout:latest", f"localhost/layout{digest}"),
+        (f"oci-archive:{tmp_path}/layout.tar", "localhost/layout:latest",
+         f"localhost/layout{digest}"),
+    ]  # fmt: skip
+    assert tag in origin
+    for source, name, known in cases:
+        found = pulled(puller, source)
+        assert found.id == wanted, source
+        assert name in found.repo_tags, source
+        assert list(found.repo_digests) == ([known] if known else []), source
+        puller.client.remove_image(name)
+        assert puller.client.image_status(wanted) is None
+    with DockerSocket(tmp_path / "docker.sock", {"demo/sourced:one": saved}) as docker:
+        host = f"unix://{docker.path}"
+        found = pulled(puller, "docker-daemon:demo/sourced:one", DOCKER_HOST=host)
+        assert docker.asked == ["/images/demo/sourced:one/get"]
+        assert (found.id, list(found.repo_tags)) == (wanted, ["docker.io/demo/sourced:one"])
+        refused(puller, "No such image: x:y", "docker-daemon:x:y", DOCKER_HOST=host)
+    named = pulled(puller, f"oci-layout:{tmp_path}/layout", "--as", "team/own:2")
+    assert "docker.io/team/own:2" in named.repo_tags and named.id == wanted
+    pod = Pod.run(puller)
+    container = pod.start("team/own:2", SLEEP)
+    assert container.sh("cat /etc/sourced") == "from elsewhere"
+    assert container.status().image_id == container.status().image_ref == wanted
+    pod.remove()
+    puller.client.remove_image(wanted)
+
+
+def test_a_layout_of_several_images(
+    puller: Daemon, built: dict[str, oci.Image], tmp_path: Path
+) -> None:
+    layout = tmp_path / "many"
+    oci.save(built["demo/shell"], layout)
+    index = json.loads((layout / "index.json").read_text())
+    (entry,) = index["manifests"]
+    notes = [
+        {"org.opencontainers.image.ref.name": "v1"},
+        {"org.opencontainers.image.ref.name": "v2", "io.containerd.image.name": "a.example/b:v2"},
+    ]
+    platform = {"os": "linux", "architecture": "s390x"}
+    index["manifests"] = [entry | {"annotations": each} for each in notes]
+    (layout / "index.json").write_text(json.dumps(index))
+    refused(puller, "name one: :v1, :v2", f"oci-layout:{layout}")
+    refused(puller, "has no image v3", f"oci-layout:{layout}:v3")
+    first = pulled(puller, f"oci-layout:{layout}:v1")
+    assert "localhost/many:v1" in first.repo_tags
+    assert "a.example/b:v2" in pulled(puller, f"oci-layout:{layout}:v2").repo_tags
+    # Without tags they are one image's platforms, of which an entry without one may be any.
+    index["manifests"] = [entry | {"platform": platform}, entry]
+    (layout / "index.json").write_text(json.dumps(index))
+    found = pulled(puller, f"oci-layout:{layout}", "--as", "platforms")
+    assert found.id == first.id
+    for name in ("localhost/many:v1", "a.example/b:v2", "platforms"):
+        assert name in " ".join(found.repo_tags) or puller.client.image_status(name)
+
+
+def _member(archive: tarfile.TarFile, name: str, data: bytes, **more: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in more.items():
+        setattr(info, key, value)
+    archive.addfile(info, io.BytesIO(data) if info.isreg() else None)
+
+
+def test_sources_that_are_refused(puller: Daemon, sourced: oci.Image, tmp_path: Path) -> None:
+    """Each leaves the store as it was."""
+    secret = tmp_path / "secret"
+    secret.write_text("root only")
+    saved = docker_socket.save(sourced, NAME)
+    places = {name: tmp_path / name for name in ("cut", "gz", "noise", "lie", "empty", "out")}
+    places["cut"].write_bytes(saved[: len(saved) // 2])
+    places["gz"].write_bytes(gzip.compress(saved[:100_000]))
+    places["noise"].write_bytes(b"no archive at all" * 100)
+    config = json.loads(sourced.config.data)
+    config["rootfs"]["diff_ids"][0] = sha(b"other")
+    lying = oci.Image(
+        sourced.manifest, oci.Blob(oci.CONFIG, json.dumps(config).encode()), sourced.layers
+    )
+    places["lie"].write_bytes(docker_socket.save(lying, NAME))
+    with tarfile.open(places["empty"], "w") as archive:
+        _member(archive, "manifest.json", b"[]")
+    with tarfile.open(places["out"], "w") as archive:
+        # A link that leaves the archive leads nowhere.
+        link = {"type": tarfile.SYMTYPE, "linkname": f"../../../../../../..{secret}"}
+        _member(archive, "c.json", b"", **link)
+        entry = [{"Config": "c.json", "RepoTags": [NAME], "Layers": []}]
+        _member(archive, "manifest.json", json.dumps(entry).encode())
+    for name, says in {
+        "cut": "no usable tar archive", "gz": "gunzip", "noise": "no usable tar archive",
+        "lie": "configuration says", "empty": "holds 0 images", "out": "has no file c.json",
+    }.items():  # fmt: skip
+        refused(puller, says, f"docker-archive:{places[name]}")
+    refused(puller, "is no OCI image layout", f"oci-archive:{places['empty']}")
+    refused(puller, "there is no folder", f"oci-layout:{tmp_path}/nowhere")
+    refused(puller, "there is no", f"docker-archive:{tmp_path}/nowhere.tar")
+    refused(puller, "cannot be asked", "docker-daemon:a", DOCKER_HOST=f"unix://{tmp_path}/none")
+    refused(puller, "only unix:///PATH", "docker-daemon:a", DOCKER_HOST="tcp://127.0.0.1:1")
+    refused(puller, "--as names an image", SHELL, "--as", "other")
+
+
+def test_layouts_that_lie(puller: Daemon, tmp_path: Path) -> None:
+    """What a client sends is judged as what a registry sends is."""
+    made = image(LAYER, tar(Entry("second")), form="")
+
+    def layout(change: Callable[[Path], None]) -> str:
+        folder = tmp_path / "layout"
+        blobs = folder / "blobs/sha256"
+        blobs.mkdir(parents=True, exist_ok=True)
+        for digest, data in {**made.blobs, made.digest: made.manifest}.items():
+            (blobs / digest[7:]).unlink(missing_ok=True)
+            (blobs / digest[7:]).write_bytes(data)
+        (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        entry = {"mediaType": made.media_type, "digest": made.digest, "size": len(made.manifest)}
+        (folder / "index.json").write_text(json.dumps({"manifests": [entry]}))
+        change(blobs)
+        return f"oci-layout:{folder}"
+
+    layer, config, manifest = made.layers[0][7:], made.config_digest[7:], made.digest[7:]
+
+    def replaced(name: str, data: bytes) -> Callable[[Path], None]:
+        def change(blobs: Path) -> None:
+            (blobs / name).write_bytes(data)
+
+        return change
+
+    def fifo(blobs: Path) -> None:
+        (blobs / layer).unlink()
+        os.mkfifo(blobs / layer)
+
+    def linked(blobs: Path) -> None:
+        (blobs / layer).unlink()
+        (blobs / layer).symlink_to("/etc/shadow")
+
+    for says, change in (
+        ("is sha256:", replaced(layer, LAYER.replace(b"x", b"y", 1))),
+        ("is larger than", replaced(layer, LAYER + b"more")),
+        ("ends after", replaced(layer, LAYER[:1000])),
+        ("is sha256:", replaced(config, made.blobs[made.config_digest].replace(b"A=b", b"A=c"))),
+        ("is sha256:", replaced(manifest, made.manifest + b" ")),
+        ("larger than 4194304 bytes", replaced(manifest, made.manifest + b" " * 5_000_000)),
+        ("there is no", lambda blobs: (blobs / layer).unlink()),
+        ("is no file", fifo),
+        ("no tar archive", linked),
+    ):
+        source = layout(change)
+        before = store(puller)
+        done = thaw(puller, "pull", source)
+        assert done.returncode == 1
+        assert any(part in done.stderr for part in says.split("|")), (says, done.stderr)
+        assert store(puller) == before
+    assert pulled(puller, layout(lambda _: None)).id == made.config_digest
+    puller.client.remove_image(made.config_digest)
+
+
+def stub(daemon: Daemon) -> Callable[[Iterator[thaw_pb2.LoadRequest]], Any]:
+    """Load, for clients that are not ours."""
+    return daemon.client._channel.stream_stream(
+        "/thaw.v1.Thaw/Load",
+        request_serializer=thaw_pb2.LoadRequest.SerializeToString,
+        response_deserializer=thaw_pb2.LoadResponse.FromString,
+    )
+
+
+def test_clients_that_break_the_protocol(puller: Daemon) -> None:
+    made = image(LAYER, form="")
+    start = thaw_pb2.LoadStart(
+        names=["localhost/a:1"], digest=made.digest, media_type=made.media_type, source="a test"
+    )
+
+    def piece(**fields: object) -> thaw_pb2.LoadRequest:
+        return thaw_pb2.LoadRequest(data=thaw_pb2.LoadData(**fields))  # type: ignore[arg-type]
+
+    def named(*names: str) -> thaw_pb2.LoadRequest:
+        changed = thaw_pb2.LoadStart()
+        changed.CopyFrom(start)
+        changed.names[:] = names
+        return thaw_pb2.LoadRequest(start=changed)
+
+    begin = thaw_pb2.LoadRequest(start=start)
+    before = store(puller)
+    for sent, code in (
+        ([], "INVALID_ARGUMENT"),
+        ([piece(last=True)], "INVALID_ARGUMENT"),
+        ([named()], "INVALID_ARGUMENT"),
+        ([named(*["a:1"] * 65)], "INVALID_ARGUMENT"),
+        ([named("a@" + sha(b""))], "INVALID_ARGUMENT"),
+        ([named("Bad//name")], "INVALID_ARGUMENT"),
+        ([begin], "UNAVAILABLE"),
+        ([begin, begin], "INVALID_ARGUMENT"),
+        ([begin, piece(data=b"x" * 1_100_000)], "INVALID_ARGUMENT"),
+        ([begin, piece(data=b"{}", last=True)], "DATA_LOSS"),
+        ([begin, piece(error="gone")], "NOT_FOUND"),
+        ([begin, piece(data=made.manifest, last=True), piece(data=b"")], "UNAVAILABLE"),
+    ):
+        with pytest.raises(Exception) as caught:
+            list(stub(puller)(iter(sent)))
+        assert caught.value.code().name == code, (sent, caught.value)  # type: ignore[attr-defined]
+    assert store(puller) == before
+    assert puller.client.pulls() == []
+
+
+@pytest.fixture(scope="module")
+def _faulty() -> Iterator[FaultyRegistry]:
+    with FaultyRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def faulty(_faulty: FaultyRegistry) -> Iterator[FaultyRegistry]:
+    yield _faulty
+    _faulty.reset()
+
+
+def test_a_tag_is_known_for_a_while(puller: Daemon, faulty: FaultyRegistry) -> None:
+    """To `thaw pull`, unless it is told to ask; CRI's PullImage always asks."""
+    first = faulty.registry.add(image(LAYER, form=""))
+    ref = faulty.image
+    assert pulled(puller, ref).id == first.config_digest
+    second = faulty.registry.add(image(tar(Entry("new")), form=""))
+    faulty.registry.requests.clear()
+    assert pulled(puller, ref).id == first.config_digest
+    assert not faulty.registry.requests
+    assert pulled(puller, ref, "--refresh").id == second.config_digest
+    third = faulty.registry.add(image(tar(Entry("third")), form=""))
+    assert puller.client.pull_image(ref) == third.config_digest
+    # An image that is gone comes back as what its tag was known to mean.
+    faulty.registry.add(second)
+    puller.client.remove_image(ref)
+    assert pulled(puller, ref).id == third.config_digest
+    for built in (first, second, third):
+        puller.client.remove_image(built.config_digest)
+
+
+class Stalled:
+    """Blobs of one layer stop half way until they are let go."""
+
+    def __init__(self, faulty: FaultyRegistry, digest: str, data: bytes) -> None:
+        self.asked = threading.Event()
+        self._go = threading.Event()
+        faulty.registry.behave = lambda request: self._behave(request, digest, data)
+
+    def _behave(self, request: Request, digest: str, data: bytes) -> Answer | None:
+        if digest not in request.path or self._go.is_set():
+            return None
+        half = len(data) // 2
+
+        async def rest(writer: asyncio.StreamWriter) -> None:
+            self.asked.set()
+            while not self._go.is_set():  # noqa: ASYNC110 - set by another thread
+                await asyncio.sleep(0.05)
+            writer.write(data[half:])
+            await writer.drain()
+
+        return Answer(body=data[:half], length=len(data), chunks=rest)
+
+    def release(self) -> None:
+        self._go.set()
+
+
+def test_pulls_under_way_and_callers_that_go(puller: Daemon, faulty: FaultyRegistry) -> None:
+    data = tar(Entry("etc/large", b"z" * 2_000_000))
+    built = faulty.registry.add(image(data, LAYER, form=""))
+    stalled = Stalled(faulty, built.layers[0], data)
+    before = store(puller)
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [THAW, "--address", puller.address, "pull", faulty.image],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def downloading() -> bool:
+        found = json.loads(thaw(puller, "images", "--pulling", "--json").stdout)
+        layers = [layer for each in found for layer in each["progress"]]
+        return [each["image"] for each in found] == [faulty.image] and any(
+            layer["phase"] == "downloading" and 0 < int(layer["current"]) < int(layer["total"])
+            for layer in layers
+        )
+
+    alone = begin()
+    try:
+        until("the pull shows how far it is", downloading)
+        shown = thaw(puller, "images", "--pulling").stdout
+        assert faulty.image in shown and "downloading" in shown and "1/2" in shown
+    finally:
+        alone.send_signal(signal.SIGINT)
+        alone.communicate(timeout=30)
+    assert alone.returncode == 130
+    until("the pull is given up", lambda: not puller.client.pulls())
+    until(
+        "its unfinished layer is gone",
+        lambda: not list((puller.root / "images/images/ingest").iterdir()),
+    )
+
+    # One of two that wait for the same goes: the other has the image.
+    stalled.asked.clear()
+    gone = begin()
+    assert stalled.asked.wait(30)
+    result: list[str] = []
+    other = threading.Thread(target=lambda: result.append(puller.client.pull_image(faulty.image)))
+    other.start()
+    gone.kill()
+    gone.communicate()
+    until("the kubelet's pull is on", lambda: len(puller.client.pulls()) == 1)
+    stalled.release()
+    other.join(60)
+    assert result == [built.config_digest]
+    assert puller.client.pulls() == []
+    puller.client.remove_image(built.config_digest)
+    assert store(puller) == before
+
+
+def test_a_layer_of_a_load_that_ends_comes_from_another_pull(
+    puller: Daemon, faulty: FaultyRegistry
+) -> None:
+    made = faulty.registry.add(image(LAYER, form=""))
+    sent: queue.Queue[thaw_pb2.LoadRequest | None] = queue.Queue()
+    start = thaw_pb2.LoadStart(
+        names=["localhost/a:1"], digest=made.digest, media_type=made.media_type, source="a test"
+    )
+    blobs = {made.digest: made.manifest, **made.blobs}
+    sent.put(thaw_pb2.LoadRequest(start=start))
+    call = stub(puller)(iter(sent.get, None))
+    for answer in call:
+        if answer.wanted == made.layers[0]:
+            break
+        if answer.wanted:
+            piece = thaw_pb2.LoadData(data=blobs[answer.wanted], last=True)
+            sent.put(thaw_pb2.LoadRequest(data=piece))
+    # The layer is under way, and will not come.
+    result: list[str] = []
+    other = threading.Thread(target=lambda: result.append(puller.client.pull_image(faulty.image)))
+    other.start()
+    until("the other pull is on", lambda: len(puller.client.pulls()) == 2)
+    assert not faulty.registry.paths(made.layers[0])
+    call.cancel()
+    sent.put(None)
+    other.join(60)
+    assert result == [made.config_digest]
+    assert len(faulty.registry.paths(made.layers[0])) == 1
+    assert puller.client.pulls() == []
+
+
+def test_a_client_that_dies_while_it_sends(puller: Daemon, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    made = image(tar(Entry("large", os.urandom(60_000_000))), form="")
+    blobs = layout / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    for digest, data in {**made.blobs, made.digest: made.manifest}.items():
+        (blobs / digest[7:]).write_bytes(data)
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    entry = {"mediaType": made.media_type, "digest": made.digest, "size": len(made.manifest)}
+    (layout / "index.json").write_text(json.dumps({"manifests": [entry]}))
+    before = store(puller)
+    # The layer's last step waits, so that the client surely dies before the end.
+    puller.arm("pull.commit=delay(2)")
+    try:
+        sending = subprocess.Popen(
+            [THAW, "--address", puller.address, "pull", f"oci-layout:{layout}"]
+        )
+        until("it is on its way", lambda: puller.client.pulls() != [])
+        sending.kill()
+        sending.wait()
+        until("the load is given up", lambda: not puller.client.pulls())
+    finally:
+        puller.arm("")
+    assert puller.client.images() == []
+    assert store(puller) == before
