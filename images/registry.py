@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,13 @@ class Registry:
             if "is unknown" in found.message:
                 raise found from error
             raise Transient(found) from error
+        except ssl.SSLError as error:
+            # With TLS 1.3 a client's certificate is refused only after the handshake, which httpx
+            # does not expect.
+            raise Unavailable(
+                f"registry {host.netloc} ended the TLS connection: {error.reason or error}",
+                hint="check client in its hosts.toml: the registry may want another certificate",
+            ) from error
         except (httpx.InvalidURL, httpx.HTTPError, httpx.StreamError) as error:
             raise Unavailable(f"{host.netloc} answers badly: {error}") from error
 

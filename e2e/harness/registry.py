@@ -39,9 +39,11 @@ class Registry:
         settings: Mapping[str, Any] | None = None,
         scheme: str = "http",
         client: Mapping[str, Any] | None = None,
+        host: str = HOST,
     ) -> None:
         """`settings` are sections of its own configuration; `client` is what an httpx client needs
-        to be let in."""
+        to be let in; `host` is the name under which its images are pulled."""
+        self.host = host
         self.folder = folder
         self.settings = dict(settings or {})
         self.scheme = scheme
@@ -106,11 +108,11 @@ class Registry:
     def push(self, image: oci.Image, repository: str, tag: str = "latest") -> str:
         """Push, and return the reference to pull it by."""
         oci.push(image, self.url, repository, tag, **self.client)
-        return f"{HOST}/{repository}:{tag}"
+        return f"{self.host}/{repository}:{tag}"
 
     def write_hosts(self, folder: Path) -> None:
-        """Write the hosts.toml that leads `HOST` here, in containerd's form."""
-        place = folder / HOST
+        """Write the hosts.toml that leads its name here, in containerd's form."""
+        place = folder / self.host
         place.mkdir(parents=True, exist_ok=True)
         (place / "hosts.toml").write_text(
             f'server = "{self.url}"\n\n[host."{self.url}"]\ncapabilities = ["pull", "resolve"]\n'

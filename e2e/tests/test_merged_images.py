@@ -53,7 +53,7 @@ def listing(count: int) -> str:
 def test_an_image_with_more_layers_than_slots_runs(
     daemon: Daemon, registry: Registry, built: dict[str, oci.Image], count: int
 ) -> None:
-    """127 are the most that Docker and containerd, by overlayfs's options, could mount."""
+    """127 is images.max_layers, and Docker's own limit."""
     top = count - 1
     ref = registry.push(layered(built["demo/shell"], many(top)), f"e2e/layers{count}")
     phases = [message.phase for message in daemon.client.pull(ref)]
