@@ -17,6 +17,8 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes = b""
+    certificate: bool = False
+    """Whether the client showed one."""
 
 
 @dataclass
@@ -84,7 +86,8 @@ class FakeRegistry:
                     name, _, value = text.partition(":")
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                request = Request(method, path, headers, body)
+                shown = bool(writer.get_extra_info("peercert"))
+                request = Request(method, path, headers, body, shown)
                 self.requests.append(request)
                 answer = self._answer(request)
                 length = len(answer.body) if answer.length is None else answer.length
