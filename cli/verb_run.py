@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         interrupts.handled(interrupts.interrupt),
     ):
         if arguments.pull == "always" or client.image_status(arguments.image) is None:
-            pull(client, arguments.image)
+            pull(client, arguments.image, refresh=arguments.pull == "always")
         name = f"run-{secrets.token_hex(4)}"
         pod = v1_pb2.PodSandboxConfig(
             metadata=v1_pb2.PodSandboxMetadata(name=name, namespace="default", uid=name),

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Protocol
 
 from cri.api import v1_pb2 as v1
-from cri.daemon import Daemon
-from hostlib.errors import InvalidArgument
+from cri.daemon import HANDLERS, Daemon
+from hostlib.errors import InvalidArgument, NotFound
 from images.model import Auth
 
 
 async def run(daemon: Daemon, request: v1.PullImageRequest) -> v1.PullImageResponse:
     if not request.image.image:
         raise InvalidArgument("no image given")
+    if request.image.runtime_handler not in HANDLERS:
+        raise NotFound(
+            f"no runtime for handler {request.image.runtime_handler!r} is configured",
+            hint='the handlers are "thaw" and ""; they share their images',
+        )
     image = await daemon.images.pull(request.image.image, auth=credentials(request.auth))
     return v1.PullImageResponse(image_ref=image.id)
 
