@@ -63,7 +63,7 @@ class Registry:
         self._auth = auth
         self._limits = limits
         self._tokens = Tokens(auth)
-        self._clients: dict[Host, httpx.AsyncClient] = {}
+        self._clients: dict[tuple[Host, bool], httpx.AsyncClient] = {}
         self._hosts: tuple[Host, ...] = ()
 
     async def __aenter__(self) -> Self:
@@ -82,20 +82,20 @@ class Registry:
         trusts are for what it leads to as well.
         """
         if _origin(url) != _origin(httpx.URL(host.base)):
-            host = replace(host, base=str(url.copy_with(raw_path=b"/")), client=(),
-                           skip_verify=False, header=())  # fmt: skip
-        if host not in self._clients:
+            host = replace(host, client=(), skip_verify=False)
+        local = hosts.is_local(url.netloc.decode("ascii"))
+        if (host, local) not in self._clients:
             verify = await in_thread(host.tls)
             connect = CONNECT_TIMEOUT if host.dial_timeout is None else host.dial_timeout
-            self._clients[host] = httpx.AsyncClient(
+            self._clients[host, local] = httpx.AsyncClient(
                 verify=verify,
                 follow_redirects=False,
                 timeout=httpx.Timeout(self._limits.stall_timeout, connect=connect),
                 headers={"User-Agent": "thaw", "Accept-Encoding": "identity"},
-                # A local registry is never behind the node's proxy.
-                trust_env=not hosts.is_local(host.netloc),
+                # What is on this machine is never behind the node's proxy.
+                trust_env=not local,
             )
-        return self._clients[host]
+        return self._clients[host, local]
 
     @property
     def _scope(self) -> str:
@@ -221,7 +221,9 @@ class Registry:
                 content_type = response.headers.get("Content-Type", "")
                 return await limited(response, self._limits.manifest_bytes, what)
 
-        data = await self._each_host("resolve", lambda host: retried(lambda: once(host)))
+        # What a tag means is to be trusted; what has a digest can come from anywhere.
+        capability = "pull" if target.startswith("sha256:") else "resolve"
+        data = await self._each_host(capability, lambda host: retried(lambda: once(host)))
         if target.startswith("sha256:"):
             found = f"sha256:{hashlib.sha256(data).hexdigest()}"
             if found != target:

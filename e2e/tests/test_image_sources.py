@@ -31,6 +31,7 @@ from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
+from hostlib import errors
 from images.tests.build import Entry, image, sha, tar
 
 NAME = "registry.test/demo/sourced:one"
@@ -396,6 +397,15 @@ def test_pulls_under_way_and_callers_that_go(puller: Daemon, faulty: FaultyRegis
     assert puller.client.pulls() == []
     puller.client.remove_image(built.config_digest)
     assert store(puller) == before
+
+    # The kubelet's goes on without it, since it comes back for the image.
+    stalled = Stalled(faulty, built.layers[0], data)
+    request = v1_pb2.PullImageRequest(image=v1_pb2.ImageSpec(image=faulty.image))
+    with pytest.raises(errors.DeadlineExceeded):
+        puller.client.image("PullImage", request, v1_pb2.PullImageResponse, 3)
+    assert len(puller.client.pulls()) == 1
+    stalled.release()
+    until("the image is here", lambda: puller.client.image_status(faulty.image))
 
 
 def test_a_layer_of_a_load_that_ends_comes_from_another_pull(

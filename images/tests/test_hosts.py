@@ -37,8 +37,9 @@ ca = "up.crt"
 [host."https://mirror.example/team"]
 capabilities = ["pull"]
 ca = ["one.crt", "/abs/two.crt"]
-client = [["c.crt", "c.key"], "both.pem"]
+client = [["c.crt", "c.key"], "both.pem", ["one.pem", ""]]
 skip_verify = true
+dial_timeout = "1m0.5s"
 [host."https://mirror.example/team".header]
 x-one = "1"
 x-many = ["a", "b"]
@@ -53,6 +54,8 @@ override_path = true
     assert mirror.ca == (WHERE.parent / "one.crt", Path("/abs/two.crt"))
     assert mirror.client[0] == (WHERE.parent / "c.crt", WHERE.parent / "c.key")
     assert mirror.client[1] == (WHERE.parent / "both.pem", None)
+    assert mirror.client[2] == (WHERE.parent / "one.pem", None)
+    assert mirror.dial_timeout == 60.5 and server.dial_timeout is None
     assert mirror.skip_verify and mirror.is_mirror
     assert mirror.header == (("x-one", "1"), ("x-many", "a"), ("x-many", "b"))
     assert plain.base == "http://10.0.0.1:5000/root"
@@ -76,6 +79,10 @@ override_path = true
         ('[host."https://x"]\nca = 1', "ca: must be a path"),
         ('[host."https://x"]\nclient = [["a"]]', "client: a pair"),
         ('[host."https://x"]\nheader = 1', "header: must be a table"),
+        ('[host."https://x"]\ndial_timeout = 10', "dial_timeout: must be a time"),
+        ('[host."https://x"]\ndial_timeout = "10"', "dial_timeout: must be a time"),
+        ('[host."https://x"]\ndial_timeout = "0s"', "dial_timeout: must be above 0"),
+        ('[host."https://x"]\ndial_timeout = "9h"', "dial_timeout: must be above 0"),
         ('[host."https://x".header]\na = 1', "header.a"),
         ('[host."https://x".header]\na = "b\\r\\nc: d"', "header.a"),
     ],
@@ -118,7 +125,17 @@ def _toml(value: object) -> str:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["capabilities", "ca", "client", "skip_verify", "override_path", "header"]),
+        st.sampled_from(
+            [
+                "capabilities",
+                "ca",
+                "client",
+                "skip_verify",
+                "override_path",
+                "header",
+                "dial_timeout",
+            ]
+        ),
         VALUES,
     )
 )

@@ -6,6 +6,7 @@ import base64
 import json
 import ssl
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -14,8 +15,9 @@ import pytest
 from hostlib import errors, process
 from images.auth import Tokens, applies
 from images.hosts import Host
+from images.manifest import architecture
 from images.service import Auth, Images, Limits
-from images.tests.build import Entry, image, tar
+from images.tests.build import OCI_INDEX, Entry, image, index, tar
 from images.tests.fake_registry import Answer, Behaviour, FakeRegistry, Request, running
 
 LAYER = tar(Entry("a", b"x" * 200_000))
@@ -344,4 +346,50 @@ async def test_where_a_registry_leads_is_verified_and_sees_no_certificate(tmp_pa
         assert await service.pull("example.com/a")
         assert all(item.certificate for item in registry.requests)
         assert elsewhere.requests and not any(item.certificate for item in elsewhere.requests)
+    await service.close()
+
+
+async def test_who_may_not_say_what_a_tag_means_gives_what_has_a_digest(
+    registry: FakeRegistry, tmp_path: Path
+) -> None:
+    (tmp_path / "example.com").mkdir()
+    service = Images(tmp_path / "root", registry_config=tmp_path, limits=Limits())
+    await service.open()
+    made, lie = image(LAYER), image(tar(Entry("lie")))
+    data = index((architecture(), made))
+    registry.add_manifest(data, OCI_INDEX, "latest")
+    async with running() as mirror:
+        mirror.add(made)
+        mirror.add(lie)
+        (tmp_path / "example.com/hosts.toml").write_text(
+            f'server = "http://{registry.host}"\n'
+            f'[host."http://{mirror.host}"]\ncapabilities = ["pull"]\n'
+        )
+        found = await service.pull("example.com/a")
+        assert found.id == made.config_digest
+        assert [item.path for item in registry.requests] == ["/v2/a/manifests/latest"]
+        assert mirror.paths(f"/manifests/{made.digest}")
+    await service.close()
+
+
+async def test_a_host_that_does_not_answer_has_its_time(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float | None] = []
+    original = httpx.AsyncClient
+
+    def client(**options: Any) -> httpx.AsyncClient:
+        seen.append(options["timeout"].connect)
+        return original(**options)
+
+    monkeypatch.setattr("images.registry.httpx.AsyncClient", client)
+    (tmp_path / "example.com").mkdir()
+    (tmp_path / "example.com/hosts.toml").write_text(
+        'server = "http://127.0.0.1:1"\n[host."http://127.0.0.1:2"]\ndial_timeout = "250ms"\n'
+    )
+    service = Images(tmp_path / "root", registry_config=tmp_path, limits=Limits())
+    await service.open()
+    with pytest.raises(errors.Unavailable):
+        await service.pull("example.com/a")
+    assert seen == [0.25, 15.0]
     await service.close()
