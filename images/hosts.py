@@ -13,7 +13,7 @@ import re
 import ssl
 import tomllib
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 from hostlib.errors import InvalidArgument
 
 Capability = Literal["pull", "resolve", "push"]
+
+DEFAULT_FOLDER: Final = "_default"
+"""Whose file is for the registries that have none of their own."""
 
 _MAX_FILE: Final = 1024 * 1024
 _FIELDS: Final = frozenset(
@@ -66,7 +69,8 @@ class Host:
     ca: tuple[Path, ...] = ()
     client: tuple[tuple[Path, Path | None], ...] = ()
     skip_verify: bool = False
-    header: tuple[tuple[str, str], ...] = ()
+    header: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Often a secret."""
     is_mirror: bool = False
     dial_timeout: float | None = None
     """Seconds that a connection may take to be made."""
@@ -258,6 +262,8 @@ def parse(text: str, path: Path, domain: str) -> tuple[Host, ...]:
     if "server" in data:
         last = top.host(data["server"], domain, is_mirror=False)
     else:
+        if path.parent.name == DEFAULT_FOLDER and top.flag("skip_verify"):
+            raise top.bad("skip_verify", "would hold for every registry: name the host it is for")
         last = top.host(default.base, domain, is_mirror=False)
         if not data.get("override_path"):
             last = replace(last, base=default.base)
@@ -269,7 +275,7 @@ def find(config_path: Path | None, domain: str) -> tuple[Host, ...]:
     if config_path is not None:
         name, colon, port = domain.rpartition(":")
         escaped = [f"{name}_{port}_"] if colon and port.isdigit() else []
-        for folder in (*escaped, domain, "_default"):
+        for folder in (*escaped, domain, DEFAULT_FOLDER):
             path = config_path / folder / "hosts.toml"
             try:
                 with open(path, "rb") as source:

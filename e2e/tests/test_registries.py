@@ -563,6 +563,14 @@ def test_one_id_in_every_answer(
     wanted = oci.digest(made.config.data)
     assert puller.client.pull_image(ref) == wanted
     assert thaw(puller, "pull", ref).stdout.strip() == wanted
+    for handler, known in (("thaw", True), ("runc", False)):
+        spec = v1_pb2.ImageSpec(image=ref, runtime_handler=handler)
+        request = v1_pb2.PullImageRequest(image=spec)
+        if known:
+            puller.client.image("PullImage", request, v1_pb2.PullImageResponse)
+        else:
+            with pytest.raises(errors.NotFound, match="no runtime for handler 'runc'"):
+                puller.client.image("PullImage", request, v1_pb2.PullImageResponse)
     (listed,) = puller.client.images()
     status = puller.client.image_status(ref)
     assert listed == status

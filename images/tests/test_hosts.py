@@ -102,6 +102,21 @@ def test_the_folder_is_found(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_verification_is_left_out_for_hosts_that_are_named_alone(tmp_path: Path) -> None:
+    (tmp_path / "_default").mkdir()
+    file = tmp_path / "_default/hosts.toml"
+    file.write_text("skip_verify = true")
+    with pytest.raises(BadHosts, match="for every registry"):
+        find(tmp_path, "a.io")
+    file.write_text('[host."https://m.io"]\nskip_verify = true')
+    assert [item.skip_verify for item in find(tmp_path, "a.io")] == [True, False]
+    file.write_text('server = "https://m.io"\nskip_verify = true')
+    assert [item.skip_verify for item in find(tmp_path, "a.io")] == [True]
+    (tmp_path / "a.io").mkdir()
+    (tmp_path / "a.io/hosts.toml").write_text("skip_verify = true")
+    assert [item.skip_verify for item in find(tmp_path, "a.io")] == [True]
+
+
 def test_missing_tls_files_are_named(tmp_path: Path) -> None:
     host = parse('ca = "none.crt"', tmp_path / "hosts.toml", "example.com")[0]
     with pytest.raises(BadHosts, match=r"example\.com"):

@@ -277,3 +277,38 @@ async def test_a_disk_that_is_really_full(registry: FakeRegistry, tmp_path: Path
         await service.close()
     finally:
         await process.run("umount", str(root))
+
+
+async def test_a_layer_that_fails_another_pull_is_fetched_again(
+    images: Images, registry: FakeRegistry
+) -> None:
+    """What the one repository has of it is damaged; the other pull waited for that."""
+    built = registry.add(image(tar(Entry("a", b"x" * 1000)), form=""))
+    layer = built.layers[0]
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def damaged(writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await go.wait()
+        writer.write(b"?" * len(built.blobs[layer]))
+        await writer.drain()
+
+    def behave(request: Request) -> Answer | None:
+        if request.path.startswith("/v2/bad/blobs/") and layer in request.path:
+            return Answer(length=len(built.blobs[layer]), chunks=damaged)
+        return None
+
+    registry.behave = behave
+    bad = asyncio.create_task(images.pull(f"{registry.host}/bad"))
+    await asyncio.wait_for(asked.wait(), 30)
+    good = asyncio.create_task(images.pull(f"{registry.host}/good"))
+    while len(images.pulling()) < 2 or not images.pulling()[1].progress.layers:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert not registry.paths(f"/v2/good/blobs/{layer}")
+    go.set()
+    with pytest.raises(errors.ThawError):
+        await bad
+    found = await good
+    assert found.id == built.config_digest
+    assert found.repo_tags == (f"{registry.host}/good:latest",)
+    assert len(registry.paths(f"/v2/good/blobs/{layer}")) == 1
