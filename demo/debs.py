@@ -61,7 +61,10 @@ def _apt(*argv: str, cwd: Path | None = None) -> str:
 
 
 def _candidates(names: Iterable[str]) -> dict[str, Package]:
-    text = _apt("apt-cache", "show", "--no-all-versions", *sorted(names))
+    names = sorted(names)
+    if not names:
+        return {}
+    text = _apt("apt-cache", "show", "--no-all-versions", *names)
     found: dict[str, Package] = {}
     for stanza in text.split("\n\n"):
         fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", stanza, re.MULTILINE))

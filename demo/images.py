@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from demo import debs, oci
 
 PAGE: Final = "<h1>Thawed</h1>\n<p>nginx, served from a microVM.</p>\n"
 DELETED: Final = "/usr/share/nginx/html/removed.html"
 REPLACED: Final = "/var/www/html"
-
-_RECIPE: Final = "4"
-"""Part of each image's key; changed with what the functions below write."""
 
 _USERS: Final = """root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
@@ -78,20 +77,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("listening on 8080", flush=True)
 http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
 '''
-_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """How one image is made; `build` gets the package files by package name."""
+    """How one image is made; `build` gets the files of the packages, and of those that they depend
+    on, by package name."""
 
     repository: str
     packages: tuple[str, ...]
-    without: tuple[str, ...]
+    without: tuple[str, ...] | None
+    """Dependencies that are left out, with what only they need; None leaves out all."""
     build: Callable[[dict[str, Path]], oci.Image]
 
 
-def _base(*, busybox: Path) -> oci.Layer:
+def base(*, busybox: Path) -> oci.Layer:
+    """A root file system with a shell, users and groups."""
     layer = oci.Layer().merge_usr()
     layer.package(busybox, only=["usr/bin/"])
     for applet in _APPLETS.split():
@@ -114,8 +116,8 @@ wget which whoami xargs yes date sha256sum md5sum od hexdump free pidof awk cut 
 
 
 def _shell(files: dict[str, Path]) -> oci.Image:
-    base = _base(busybox=files["busybox-static"])
-    return oci.image([base], {"Env": [_PATH], "Cmd": ["sh"], "WorkingDir": "/"})
+    layer = base(busybox=files["busybox-static"])
+    return oci.image([layer], {"Env": [PATH], "Cmd": ["sh"], "WorkingDir": "/"})
 
 
 def _libraries(files: dict[str, Path], names: set[str]) -> oci.Layer:
@@ -135,9 +137,9 @@ def _nginx(files: dict[str, Path]) -> oci.Image:
     settings.delete(DELETED[1:])
     content = oci.Layer().replace(REPLACED[1:]).file(f"{REPLACED[1:]}/index.html", PAGE)
     return oci.image(
-        [_base(busybox=files["busybox-static"]), _libraries(files, own), server, settings, content],
+        [base(busybox=files["busybox-static"]), _libraries(files, own), server, settings, content],
         {
-            "Env": [_PATH],
+            "Env": [PATH],
             "Cmd": ["nginx"],
             "ExposedPorts": {"80/tcp": {}},
             "StopSignal": "SIGQUIT",
@@ -153,13 +155,13 @@ def _webapp(files: dict[str, Path]) -> oci.Image:
     runtime.symlink("usr/bin/python3", "python3.11")
     return oci.image(
         [
-            _base(busybox=files["busybox-static"]),
+            base(busybox=files["busybox-static"]),
             _libraries(files, python | {"busybox-static"}),
             runtime,
             oci.Layer().file("srv/app.py", _APP),
         ],
         {
-            "Env": [_PATH, "PYTHONUNBUFFERED=1"],
+            "Env": [PATH, "PYTHONUNBUFFERED=1"],
             "Entrypoint": ["/usr/bin/python3"],
             "Cmd": ["/srv/app.py"],
             "WorkingDir": "/srv",
@@ -182,7 +184,10 @@ SPECS: Final = (
 
 
 def _build(spec: Spec, cache: Path) -> None:
-    packages = debs.closure(spec.packages, without=spec.without)
+    if spec.without is None:
+        packages = debs.named(spec.packages)
+    else:
+        packages = debs.closure(spec.packages, without=spec.without)
     files = dict(zip([p.name for p in packages], debs.download(packages, cache), strict=True))
     folder = cache.parent / "images" / spec.repository
     shutil.rmtree(folder, ignore_errors=True)
@@ -191,22 +196,16 @@ def _build(spec: Spec, cache: Path) -> None:
 
 
 def _key(spec: Spec) -> str:
-    text: list[Any] = [
-        _RECIPE,
-        spec.repository,
-        spec.packages,
-        spec.without,
-        PAGE,
-        _NGINX_CONF,
-        _APP,
-    ]
-    return hashlib.sha256(json.dumps(text).encode()).hexdigest()
+    """What the image comes from: its packages, and the code that makes it."""
+    sources = [inspect.getsource(sys.modules[name]) for name in (__name__, spec.build.__module__)]
+    text = json.dumps([spec.repository, spec.packages, spec.without, *sources])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def built(build: Path) -> dict[str, oci.Image]:
+def built(build: Path, specs: Iterable[Spec] = SPECS) -> dict[str, oci.Image]:
     """The images by repository, made under `build` unless they are there already."""
     images: dict[str, oci.Image] = {}
-    for spec in SPECS:
+    for spec in specs:
         folder = build / "images" / spec.repository
         recipe = folder / "recipe"
         if not recipe.is_file() or recipe.read_text() != _key(spec):

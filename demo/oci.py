@@ -166,12 +166,26 @@ def image(
     layers: Iterable[Layer], config: Mapping[str, Any], *, architecture: str = "amd64"
 ) -> Image:
     """An image of `layers`, lowest first; `config` is the config's inner ``config`` object."""
-    blobs: list[Blob] = []
-    diff_ids: list[str] = []
-    for layer in layers:
-        blob, diff_id = layer.blob()
-        blobs.append(blob)
-        diff_ids.append(diff_id)
+    made = [layer.blob() for layer in layers]
+    return _assembled([b for b, _ in made], [diff_id for _, diff_id in made], config, architecture)
+
+
+def derived(base: Image, config: Mapping[str, Any], layers: Iterable[Layer] = ()) -> Image:
+    """An image of the layers of `base` and more of its own; its `config` adds to, and replaces
+    fields of, the other's."""
+    document = json.loads(base.config.data)
+    made = [layer.blob() for layer in layers]
+    return _assembled(
+        [*base.layers, *(blob for blob, _ in made)],
+        [*document["rootfs"]["diff_ids"], *(diff_id for _, diff_id in made)],
+        {**document["config"], **config},
+        document["architecture"],
+    )
+
+
+def _assembled(
+    blobs: list[Blob], diff_ids: list[str], config: Mapping[str, Any], architecture: str
+) -> Image:
     document = {
         "architecture": architecture,
         "os": "linux",

@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,10 +110,12 @@ class Registry:
         oci.push(image, self.url, repository, tag, **self.client)
         return f"{self.host}/{repository}:{tag}"
 
-    def write_hosts(self, folder: Path) -> None:
-        """Write the hosts.toml that leads its name here, in containerd's form."""
-        place = folder / self.host
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "hosts.toml").write_text(
-            f'server = "{self.url}"\n\n[host."{self.url}"]\ncapabilities = ["pull", "resolve"]\n'
-        )
+    def write_hosts(self, folder: Path, names: Iterable[str] = ()) -> None:
+        """Write the hosts.toml that lead to this registry under `names`, its own where there are none, in containerd's form."""
+        for name in names or (self.host,):
+            place = folder / name
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "hosts.toml").write_text(
+                f'server = "{self.url}"\n\n[host."{self.url}"]\n'
+                'capabilities = ["pull", "resolve"]\n'
+            )
