@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 KILL_TIMEOUT: Final = 10.0
 """Seconds for a killed container to be reported as ended."""
 
+DEAF_SECONDS: Final = 0.05
+MAX_DEAF_SECONDS: Final = 1.0
+"""Seconds between looks whether a container hears its stop signal: at first, and at most."""
+
 EXIT_START_FAILED: Final = 128
 """The exit code of a container whose command could not be started, as containerd has it."""
 
@@ -281,27 +285,41 @@ class Container:
         if self.record.state == "exited":
             return
         await failpoint.hit("container.stop")
-        if timeout > 0:
-            await self._signal(number, everyone=False)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self.exited.wait()
-        if not self.exited.is_set():
-            await self._signal(int(signal.SIGKILL), everyone=True)
-            try:
-                async with asyncio.timeout(KILL_TIMEOUT):
-                    await self.exited.wait()
-            except TimeoutError as error:
-                raise DeadlineExceeded(
-                    f"container {self.id[:12]} was killed, but its guest does not report its end",
-                    hint="stop the pod: that ends the VM",
-                ) from error
+        if timeout > 0 and await self._told_to_stop(number, timeout):
+            return
+        await self._signal(int(signal.SIGKILL), everyone=True)
+        if not await self._ends_within(KILL_TIMEOUT):
+            raise DeadlineExceeded(
+                f"container {self.id[:12]} was killed, but its guest does not report its end",
+                hint="stop the pod: that ends the VM",
+            )
 
-    async def _signal(self, number: int, *, everyone: bool) -> None:
+    async def _told_to_stop(self, number: int, timeout: float) -> bool:
+        """Send the signal once its first process hears it: a program that has only just begun has
+        set no handler yet. Whether it ended in time."""
+        deadline = time.monotonic() + timeout
+        pause = DEAF_SECONDS
+        while not await self._signal(number, everyone=False):
+            left = deadline - time.monotonic()
+            if left <= 0 or await self._ends_within(min(pause, left)):
+                break
+            pause = min(2 * pause, MAX_DEAF_SECONDS)
+        return await self._ends_within(deadline - time.monotonic())
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0)):
+                await self.exited.wait()
+        return self.exited.is_set()
+
+    async def _signal(self, number: int, *, everyone: bool) -> bool:
+        """Send a signal; false when the container's first process does not hear it yet."""
+        answer: dict[str, Any] = {}
         with contextlib.suppress(NotFound, FailedPrecondition):
-            await self._vm.agent.request(
+            answer = await self._vm.agent.request(
                 "container.kill", {"id": self.id, "signal": number, "all": everyone}
             )
+        return answer.get("heard") is not False
 
     def reopen_log(self) -> None:
         """Go on in a new log file. Raises `FailedPrecondition` unless it runs, or cannot."""

@@ -99,6 +99,14 @@ def test_the_signal_is_for_init_alone_which_has_the_grace_period(daemon: Daemon)
     assert container.output() == "on\nterm\nover\n"
 
 
+def test_a_container_that_has_only_just_begun_learns_that_it_is_to_stop(daemon: Daemon) -> None:
+    script = "sleep 1; trap 'exit 7' TERM; while :; do sleep 0.1; done"
+    container = Pod.run(daemon).start(SHELL, ["/bin/sh", "-c", script])
+    # The kernel drops the signal of a first process that has no handler.
+    daemon.client.stop_container(container.id, 60)
+    assert container.status().exit_code == 7
+
+
 def test_after_the_grace_period_all_are_killed(daemon: Daemon) -> None:
     script = "trap 'echo deaf' TERM; echo on; while :; do sleep 0.1; done"
     container = Pod.run(daemon).start(SHELL, ["/bin/sh", "-c", script])

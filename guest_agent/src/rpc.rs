@@ -47,7 +47,8 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::ContainerCreate(wanted) => sandbox::create(agent, reply, *wanted).map(|()| None),
         Request::ContainerStart(wanted) => sandbox::start(agent, reply, &wanted.id).map(|()| None),
         Request::ContainerKill(wanted) => {
-            done(sandbox::kill(container(agent, &wanted.id)?, &wanted.id, wanted.signal, wanted.all))
+            let heard = sandbox::kill(container(agent, &wanted.id)?, &wanted.id, wanted.signal, wanted.all)?;
+            Ok(Some(json!({ "heard": heard })))
         }
         Request::ContainerDelete(wanted) => sandbox::delete(agent, reply, &wanted.id, wanted.force),
         Request::ContainerUpdate(wanted) => done(container(agent, &wanted.id)?.cgroup.update(&wanted.resources)),

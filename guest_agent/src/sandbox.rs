@@ -11,7 +11,7 @@ use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns
 use crate::container::cgroup::Cgroup;
 use crate::container::create::{Plan, Stdio, launch, launch_exec};
 use crate::container::namespaces::Own;
-use crate::container::{rootfs, trash};
+use crate::container::{rootfs, signals, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::request::{Create, ExecParams, StreamIds};
 use crate::rpc::Given;
@@ -193,7 +193,8 @@ pub fn start(agent: &mut Agent, reply: Reply, id: &str) -> Outcome<()> {
     Ok(())
 }
 
-pub fn kill(container: &Container, id: &str, signal: i32, all: bool) -> Outcome<()> {
+/// Sends a signal; false when the container's first process does not hear it yet: it was not sent then.
+pub fn kill(container: &Container, id: &str, signal: i32, all: bool) -> Outcome<bool> {
     if container.state == State::Exited {
         return Err(Fault::new(Code::FailedPrecondition, format!("container {id} has ended")));
     }
@@ -202,7 +203,10 @@ pub fn kill(container: &Container, id: &str, signal: i32, all: bool) -> Outcome<
     }
     if all && signal == libc::SIGKILL {
         container.cgroup.kill();
-        return Ok(());
+        return Ok(true);
+    }
+    if !all && !signals::hears(container.pid, signal) {
+        return Ok(false);
     }
     let pids = if all { container.cgroup.processes() } else { vec![container.pid] };
     for pid in pids {
@@ -212,7 +216,7 @@ pub fn kill(container: &Container, id: &str, signal: i32, all: bool) -> Outcome<
             result => result.doing(|| format!("send signal {signal} to container {id}"))?,
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 pub fn delete(agent: &mut Agent, reply: Reply, id: &str, force: bool) -> Given {

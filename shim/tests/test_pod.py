@@ -231,6 +231,40 @@ async def test_stop_signals_then_kills(bench: Bench) -> None:
     assert len(bench.vm.agent.asked("container.kill")) == 2
 
 
+async def test_a_stop_signal_waits_for_ears(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+    heard = iter([False, False, True])
+
+    def kill(_params: dict[str, Any]) -> dict[str, Any]:
+        answer = next(heard)
+        if answer:
+            bench.end(0)
+        return {"heard": answer}
+
+    bench.vm.agent.answers["container.kill"] = kill
+    await bench.pod.container(ID).stop(15, 10)
+    assert [p["signal"] for p in bench.vm.agent.asked("container.kill")] == [15, 15, 15]
+    assert bench.pod.container(ID).record.exit_code == 0
+
+
+async def test_a_container_that_never_hears_is_killed_after_its_grace(bench: Bench) -> None:
+    await bench.bind()
+    await bench.run()
+
+    def kill(params: dict[str, Any]) -> dict[str, Any]:
+        if params["signal"] == 9:
+            bench.end(137)
+        return {"heard": False}
+
+    bench.vm.agent.answers["container.kill"] = kill
+    await bench.pod.container(ID).stop(15, 0.2)
+    asked = [p["signal"] for p in bench.vm.agent.asked("container.kill")]
+    assert asked.count(15) > 1
+    assert asked[-1] == 9
+    assert asked.count(9) == 1
+
+
 async def test_layers_are_shared_and_slots_given_back(bench: Bench) -> None:
     await bench.bind()
     other = "c" * 64

@@ -11,6 +11,7 @@ pub mod mounts;
 pub mod namespaces;
 pub mod paths;
 pub mod rootfs;
+pub mod signals;
 pub mod spec;
 pub mod trash;
 pub mod tty;
