@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,9 +56,11 @@ def excuses(path: Path = EXCUSED) -> dict[str, Excuse]:
     return found
 
 
-def run(daemon: Daemon, folder: Path, *, nodes: int) -> list[Outcome]:
-    """Run all specs against the daemon, `nodes` at a time but for those that ask to run alone. Log
-    and report lie in `folder`."""
+def run(
+    daemon: Daemon, folder: Path, *, nodes: int, only: str = "", options: Sequence[str] = ()
+) -> list[Outcome]:
+    """Run the specs in whose names the pattern `only` is found, with critest's `options`: `nodes`
+    at a time but for those that ask to run alone. Log and report lie in `folder`."""
     subprocess.run([str(PROJECT / "tools" / "clients.sh")], check=True)
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
@@ -67,8 +69,9 @@ def run(daemon: Daemon, folder: Path, *, nodes: int) -> list[Outcome]:
     suite.symlink_to(BIN / "critest")
     command = [
         *(str(BIN / "ginkgo"), f"--procs={nodes}", f"--timeout={SECONDS - 60}s"),
-        *("--no-color", "--json-report=report.json", str(suite), "--"),
-        *(f"-runtime-endpoint={daemon.address}", f"-image-endpoint={daemon.address}"),
+        *("--no-color", "--json-report=report.json", f"--focus={only}"),
+        *(str(suite), "--"),
+        *(f"-runtime-endpoint={daemon.address}", f"-image-endpoint={daemon.address}", *options),
     ]
     try:
         with (folder / "critest.log").open("wb") as log:
@@ -85,7 +88,8 @@ def run(daemon: Daemon, folder: Path, *, nodes: int) -> list[Outcome]:
         # Specs about mounts leave theirs where they fail.
         for line in leaks.mounts(str(temporary)):
             subprocess.run(["umount", "--lazy", line.split()[5]], check=False)
-    return outcomes(json.loads((folder / "report.json").read_text()))
+    ran = outcomes(json.loads((folder / "report.json").read_text()))
+    return [each for each in ran if re.search(only, each.spec)]
 
 
 def outcomes(report: Iterable[Mapping[str, Any]]) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from e2e.harness.registry import Registry
 from e2e.images import critest as images
 
 NODES = 4
-"""Specs at a time. A few wait more than they work."""
+"""Specs at a time. Many wait more than they work."""
+
+STREAMING = r"\[k8s.io\] Streaming"
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,18 @@ def test_critest(
     daemon = make_daemon(settings={"pool": {"size": NODES, "max_size": NODES}})
     registry.write_hosts(daemon.folder / "hosts", images.REGISTRIES)
     daemon.start()
+    excused = critest.excuses()
     ran = critest.run(daemon, daemon.folder / "critest", nodes=NODES)
     record_property("critest specs passed", sum(each.passed for each in ran))
-    wrong = critest.judge(ran, critest.excuses())
+    wrong = critest.judge(ran, excused)
+    # By itself it streams over SPDY.
+    websocket = critest.run(
+        daemon,
+        daemon.folder / "critest-websocket",
+        nodes=NODES,
+        only=STREAMING,
+        options=[f"-websocket-{what}" for what in ("exec", "attach", "portforward")],
+    )
+    streaming = {spec: why for spec, why in excused.items() if re.search(STREAMING, spec)}
+    wrong += [f"by WebSocket: {each}" for each in critest.judge(websocket, streaming)]
     assert not wrong, "\n".join(wrong)
-    assert daemon.client.pods() == []
