@@ -26,6 +26,7 @@ from hostlib import failpoint
 from hostlib.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     ThawError,
@@ -157,8 +158,9 @@ class Container:
     async def start(self) -> int:
         """Run the container's command; when it started, in nanoseconds.
 
-        Raises `FailedPrecondition` unless it is created, `NotFound` or `PermissionDenied` when the
-        command cannot be run: the container has then exited with 128, reason StartError.
+        Raises `FailedPrecondition` unless it is created. When the command cannot be run it raises
+        this, too, `InvalidArgument`, `NotFound` or `PermissionDenied`: the container has then
+        exited with 128, reason StartError.
         """
         async with self._lock:
             if self.record.state != "created":
@@ -167,11 +169,12 @@ class Container:
                 )
             if self.record.log_path:
                 self._writer = LogWriter(self.record.log_path)
+            begun = time.time_ns()
             try:
                 await failpoint.hit("container.start")
                 await self._vm.agent.request("container.start", {"id": self.id})
-            except (NotFound, PermissionDenied) as error:
-                await self._end(EXIT_START_FAILED, "StartError", error.message)
+            except (FailedPrecondition, InvalidArgument, NotFound, PermissionDenied) as error:
+                await self._end(EXIT_START_FAILED, "StartError", error.message, started_at=begun)
                 raise
             except BaseException:
                 if self._writer is not None:
@@ -242,7 +245,7 @@ class Container:
         async with self._lock:
             await self._end(code, reason, message)
 
-    async def _end(self, code: int, reason: str, message: str) -> None:
+    async def _end(self, code: int, reason: str, message: str, **more: int) -> None:
         if self.record.state == "exited":
             return
         finished = time.time_ns()
@@ -258,6 +261,7 @@ class Container:
             "reason": reason,
             "message": message[:4096],
             "finished_at": finished,
+            **more,
         }
         try:
             self._save(**changes)

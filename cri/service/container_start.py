@@ -45,15 +45,18 @@ async def start(daemon: Daemon, container: Container) -> None:
 
 
 def _failed(daemon: Daemon, container: Container, message: str) -> None:
+    if container.record.state == "exited":
+        # The shim has said so.
+        return
     now = time.time_ns()
     daemon.index.update_container(
         dataclasses.replace(
             container.record,
             state="exited",
-            exit_code=container.record.exit_code or START_ERROR,
+            exit_code=START_ERROR,
             reason="StartError",
             message=message,
-            started_at=container.record.started_at or now,
-            finished_at=container.record.finished_at or now,
+            started_at=now,
+            finished_at=now,
         )
     )
