@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from hostlib import cgroup, ids
-from hostlib.cgroup import Limits
+from hostlib.cgroup import Above, Limits
 from hostlib.errors import InvalidArgument, ThawError
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,10 @@ WORKER_MIB: Final = 256
 """Memory that a pod's group gets beyond what its pod asks for: guest kernel, agent, page tables,
 QEMU and shim."""
 
-TCG_MIB: Final = 1024
-"""What the group of an emulated VM gets besides: the most that QEMU's translated code takes."""
+TCG_MIB: Final = 32
+TCG_VCPU_MIB: Final = 32
+"""What the group of an emulated VM gets besides, and for each vCPU: the buffer of QEMU's translated
+code, which is filled in time (`vmm.qemu.argv`)."""
 
 WORKER_CPUS: Final = 0.5
 """Processors that a pod's group gets beyond what its pod asks for: shim, QEMU's own threads, the
@@ -40,11 +42,15 @@ POOL_WEIGHT: Final = 10
 _PREFIX: Final = "thaw-"
 
 
-def limits(cpus: float, mib: int, *, emulated: bool) -> Limits:
-    """The limits of a pod that asks for `cpus` and `mib` (`cri.shapes.wanted`); 0 is no limit."""
-    worker = WORKER_MIB + (TCG_MIB if emulated else 0)
+def worker_mib(vcpus: int, *, emulated: bool) -> int:
+    """The memory that a VM takes beyond its containers'."""
+    return WORKER_MIB + (TCG_MIB + TCG_VCPU_MIB * vcpus if emulated else 0)
+
+
+def limits(cpus: float, mib: int, *, worker_mib: int) -> Limits:
+    """The limits of a pod that is limited to `cpus` and `mib`; 0 is no limit."""
     return Limits(
-        memory=(mib + worker) * MIB if mib else None,
+        memory=(mib + worker_mib) * MIB if mib else None,
         cpus=cpus + WORKER_CPUS if cpus else None,
     )
 
@@ -118,6 +124,15 @@ class Cgroups:
             pass
         except (OSError, ThawError) as error:
             log.warning("a pod stays outside its cgroup %s: %s", path, error)
+
+    def limit(self, path: str, found: Limits) -> None:
+        """Change the limits of a pod's group; what cannot be is logged."""
+        if path:
+            cgroup.limit(path, found, cgroup.detect(self._root))
+
+    def above(self, path: str) -> Above:
+        """The limits of the groups that a pod's group is in."""
+        return cgroup.above(path, cgroup.detect(self._root)) if path else Above()
 
     def made_for(self, vm_id: str, pids: Iterable[int]) -> str:
         """The group of a pod that the VM, these processes, is in, or that was made for it; "" for

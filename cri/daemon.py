@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cri import cgroups, processes, shapes
-from cri.api import v1_pb2 as v1
+from cri import cgroups, processes
 from cri.config import Config
 from cri.events import Events
 from cri.index import Container, Index, Names, Pod
@@ -266,16 +265,6 @@ class Daemon:
 
         with contextlib.suppress(OSError):
             await in_thread(write)
-
-    def enter_cgroup(self, vm: Vm, config: v1.PodSandboxConfig) -> None:
-        """Move a VM into its pod's cgroup, with its limits, in the background: `vm.entering`."""
-        vm.cgroup = self.cgroups.path(vm.id, config.linux.cgroup_parent)
-        snapshot = self.snapshots.ready(vm.shape)
-        emulated = snapshot is None or snapshot.accelerator != "kvm"
-        found = cgroups.limits(*shapes.wanted(config), emulated=emulated)
-        pids = [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid]
-        work = in_thread(self.cgroups.enter, vm.cgroup, pids, found)
-        vm.entering = self.tasks.start(work, f"cgroup of VM {vm.id}")
 
     def trace_of(self, pod: Pod) -> Trace:
         """Where the steps of a pod's start are noted; a new one where a former daemon began it."""

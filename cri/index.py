@@ -7,6 +7,7 @@ the same however many there are: only a list of everything, and a prefix of an i
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -47,6 +48,9 @@ class Pod:
 
     record: PodRecord
     vm: Vm
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    """Held while what it asks for is changed; `updating` while its bounds are."""
+    updating: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     shown: tuple[PodRecord, Any] | None = field(default=None, compare=False)
     """See `shown`."""
     rate: Rate = field(default_factory=Rate, compare=False)
@@ -76,6 +80,7 @@ class Container:
 
     record: ContainerRecord
     process: Wire | None = None
+    updating: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     shown: tuple[ContainerRecord, Any] | None = field(default=None, compare=False)
     """See `shown`."""
     rate: Rate = field(default_factory=Rate, compare=False)

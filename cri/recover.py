@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cri import processes
+from cri import processes, settle
 from cri.daemon import Daemon, remove_leftovers
 from cri.index import Container, Pod
 from cri.service.container_create import pod_config
@@ -153,9 +153,12 @@ def _was_taken(daemon: Daemon, vm: Vm) -> bool:
 
 def _vm(daemon: Daemon, on_disk: VMFolder) -> Vm:
     record = on_disk.vm
-    vm = Vm(on_disk.id, on_disk.path, daemon.netns_folder / on_disk.id, "", "", shim=None)
+    # Of a record that is lost, the shape is most likely the usual one.
+    shape = shape_text(record.shape) if record and record.shape else ""
+    shape = shape or daemon.config.guest.default_shape
+    vm = Vm(on_disk.id, on_disk.path, daemon.netns_folder / on_disk.id, shape, "", shim=None)
     if record is not None:
-        vm.shape, vm.key = shape_text(record.shape), record.snapshot_key
+        vm.key = record.snapshot_key
         vm.shim_pid, vm.shim_start_time = record.shim_pid, record.shim_start_time
     if on_disk.pod is not None:
         vm.cgroup = daemon.cgroups.path(vm.id, on_disk.pod.cgroup_parent)
@@ -184,7 +187,8 @@ def _adopt(daemon: Daemon, vm: Vm, described: Wire) -> None:
     for each in described.get("containers", ()):
         daemon.index.containers.add(Container(records.from_dict(ContainerRecord, each)))
     daemon.add_pod(pod)
-    daemon.enter_cgroup(vm, pod_config(pod))
+    settle.enter(daemon, vm, pod_config(pod), settle.of_pod(daemon, pod))
+    settle.begin(daemon, pod)
 
 
 async def _offer_ram(daemon: Daemon, vm: Vm) -> None:

@@ -13,12 +13,23 @@ GUEST_MIB: Final = 96
 """What the guest's kernel, agent and page tables take of the VM's memory."""
 
 
+SHARES: Final = 1024
+"""The CPU shares that stand for one processor: what a container asks for at least."""
+
+_PERIOD: Final = 100_000
+
+
+def quota(resources: v1.LinuxContainerResources) -> float:
+    """The CPUs to which it is limited; 0 for no limit."""
+    return max(0, resources.cpu_quota) / (resources.cpu_period or _PERIOD)
+
+
 def wanted(config: v1.PodSandboxConfig) -> tuple[float, int]:
-    """The CPUs and MiB that a pod asks for: the sum of its containers and its overhead."""
+    """The CPUs and MiB that a pod's VM must have: the sum of its containers and its overhead, their
+    limit or, where it is more, what they ask for at least."""
     cpus, size = 0.0, 0
     for resources in (config.linux.resources, config.linux.overhead):
-        if resources.cpu_period > 0 and resources.cpu_quota > 0:
-            cpus += resources.cpu_quota / resources.cpu_period
+        cpus += max(quota(resources), resources.cpu_shares / SHARES)
         size += max(0, resources.memory_limit_in_bytes)
     return cpus, -(-size // 2**20)
 

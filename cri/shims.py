@@ -57,6 +57,12 @@ class RemoteShim:
         params = {"pod": to_dict(pod), "network": network, "identity": identity}
         return (await self._call("bind", params, timeout=self._timeouts.bind_seconds)).result
 
+    async def pod_update(self, config: Wire) -> None:
+        await self._call("pod.update", {"config": config})
+
+    async def pod_limit(self, memory: int) -> None:
+        await self._call("pod.limit", {"memory": memory})
+
     async def pod_stop(self) -> None:
         await self._call("pod.stop")
 
@@ -85,6 +91,23 @@ class RemoteShim:
 
     async def container_remove(self, container_id: str) -> None:
         await self._call("container.remove", {"id": container_id})
+
+    async def container_update(
+        self,
+        container_id: str,
+        resources: Wire,
+        oom_score_adj: int | None,
+        config: Wire,
+        guest_cpus: str,
+    ) -> None:
+        params = {
+            "id": container_id,
+            "resources": resources,
+            "oom_score_adj": oom_score_adj,
+            "config": config,
+            "guest_cpus": guest_cpus,
+        }
+        await self._call("container.update", params)
 
     async def container_reopen_log(self, container_id: str) -> None:
         await self._call("container.reopen_log", {"id": container_id})

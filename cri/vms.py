@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cri.pod_limits import Bounds
+from hostlib.cgroup import Above
 from shim.records import ContainerRecord, PodRecord, ShimConfig
 
 Wire = dict[str, Any]
@@ -37,6 +39,8 @@ class Shim(Protocol):
     async def describe(self) -> Wire: ...
     async def ram(self) -> tuple[str, int]: ...
     async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire: ...
+    async def pod_update(self, config: Wire) -> None: ...
+    async def pod_limit(self, memory: int) -> None: ...
     async def pod_stop(self) -> None: ...
     async def container_create(
         self,
@@ -49,6 +53,14 @@ class Shim(Protocol):
     async def container_start(self, container_id: str) -> int: ...
     async def container_stop(self, container_id: str, number: int, timeout: float) -> None: ...
     async def container_remove(self, container_id: str) -> None: ...
+    async def container_update(
+        self,
+        container_id: str,
+        resources: Wire,
+        oom_score_adj: int | None,
+        config: Wire,
+        guest_cpus: str,
+    ) -> None: ...
     async def container_reopen_log(self, container_id: str) -> None: ...
     async def pod_stats(self) -> Wire: ...
     async def exec_sync(self, container_id: str, process: Wire, timeout: float) -> ExecResult: ...
@@ -110,7 +122,12 @@ class Vm:
     shim_pid: int = 0
     shim_start_time: int = 0
     qemu_pid: int = 0
+    pinned: frozenset[int] = frozenset()
+    """The node's processors that its threads are kept to; empty for all."""
     cgroup: str = ""
     """Of the pod that it is bound to."""
+    above: Above = field(default_factory=Above)
+    """The limits of the groups that it is in."""
+    bounds: Bounds = field(default_factory=Bounds)
     entering: asyncio.Task[None] | None = None
     """The move into that cgroup, which must be over before the group is removed."""

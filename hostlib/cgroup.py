@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import posixpath
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,11 @@ CONTROLLERS: Final = ("memory", "cpu", "pids")
 CPU_PERIOD: Final = 100_000
 """Microseconds; the kernel's default."""
 
+NO_LIMIT: Final = -1
+"""As a limit: none, where there was one."""
+
 _REMOVE_TRIES: Final = 20
+_UNLIMITED: Final = 1 << 62
 _warned: set[str] = set()
 
 
@@ -132,18 +137,22 @@ def add(path: str, pid: int, hierarchy: Hierarchy | None = None) -> None:
             ) from error
 
 
+def _number(version: int, value: int) -> str:
+    return "max" if value < 0 and version == 2 else str(value)
+
+
 def _limit_files(version: int, limits: Limits) -> Iterator[tuple[str, str, str]]:
     """Controller, file and value of each limit that is set."""
     if limits.memory is not None:
         yield (
             "memory",
             "memory.max" if version == 2 else "memory.limit_in_bytes",
-            str(limits.memory),
+            _number(version, limits.memory),
         )
     if limits.cpus is not None:
-        quota = max(1000, int(limits.cpus * CPU_PERIOD))
+        quota = NO_LIMIT if limits.cpus < 0 else max(1000, int(limits.cpus * CPU_PERIOD))
         if version == 2:
-            yield "cpu", "cpu.max", f"{quota} {CPU_PERIOD}"
+            yield "cpu", "cpu.max", f"{_number(version, quota)} {CPU_PERIOD}"
         else:
             yield "cpu", "cpu.cfs_period_us", str(CPU_PERIOD)
             yield "cpu", "cpu.cfs_quota_us", str(quota)
@@ -156,6 +165,13 @@ def _limit_files(version: int, limits: Limits) -> Iterator[tuple[str, str, str]]
         yield "pids", "pids.max", str(limits.pids)
 
 
+def _held(folder: Path) -> int:
+    try:
+        return int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
 def limit(path: str, limits: Limits, hierarchy: Hierarchy | None = None) -> list[str]:
     """Set limits; the controllers whose limit could not be set are returned, and logged once."""
     tree = hierarchy or detect()
@@ -166,12 +182,50 @@ def limit(path: str, limits: Limits, hierarchy: Hierarchy | None = None) -> list
         try:
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, "no such controller")
+            if file == "memory.max" and value != "max" and _held(folder) >= int(value):
+                # Version 1 refuses it; version 2 would kill.
+                raise OSError(errno.EBUSY, "less than what is in use")
             (folder / file).write_text(value)
         except OSError as error:
             _warn(f"cgroup limit {file} cannot be set: {error.strerror}")
             if controller not in missed:
                 missed.append(controller)
     return missed
+
+
+@dataclass(frozen=True)
+class Above:
+    """What the groups above one are limited to: the least `memory` in bytes, None for no limit, and
+    whether any has a limit of `cpu` time."""
+
+    memory: int | None = None
+    cpu: bool = False
+
+
+def above(path: str, hierarchy: Hierarchy | None = None) -> Above:
+    """The limits of the cgroups above `path`."""
+    tree = hierarchy or detect()
+    # The root's own limit is the machine, or the container that this node is in.
+    parts = list(itertools.accumulate(normalise(path).strip("/").split("/"), posixpath.join))[:-1]
+    two = tree.version == 2
+    memory = _numbers(tree, parts, "memory", "memory.max" if two else "memory.limit_in_bytes")
+    cpu = _numbers(tree, parts, "cpu", "cpu.max" if two else "cpu.cfs_quota_us")
+    # Version 1 writes no limit as the largest number of pages, and as -1.
+    return Above(
+        min((each for each in memory if each < _UNLIMITED), default=None), max(cpu, default=0) > 0
+    )
+
+
+def _numbers(tree: Hierarchy, parts: Sequence[str], controller: str, name: str) -> list[int]:
+    mount = tree.mounts.get("unified" if tree.version == 2 else controller)
+    found: list[int] = []
+    if mount is None:
+        return found
+    for part in parts:
+        # Version 2 writes no limit as a word.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found.append(int((mount / part / name).read_text().split()[0]))
+    return found
 
 
 def pids(path: str, hierarchy: Hierarchy | None = None) -> set[int]:

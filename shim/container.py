@@ -28,8 +28,8 @@ from hostlib.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    PermissionDenied,
     ThawError,
+    Unavailable,
 )
 from hostlib.tasks import Tasks
 from shim import records, sandbox
@@ -173,13 +173,16 @@ class Container:
             try:
                 await failpoint.hit("container.start")
                 await self._vm.agent.request("container.start", {"id": self.id})
-            except (FailedPrecondition, InvalidArgument, NotFound, PermissionDenied) as error:
-                await self._end(EXIT_START_FAILED, "StartError", error.message, started_at=begun)
+            except (Unavailable, DeadlineExceeded):
+                # The agent's word is missing: the container may yet be started, or the VM be dead.
+                self._close_writer()
+                raise
+            except ThawError as error:
+                now = time.time_ns()
+                await self._end(EXIT_START_FAILED, "StartError", error.message, now, begun=begun)
                 raise
             except BaseException:
-                if self._writer is not None:
-                    self._writer.close()
-                    self._writer = None
+                self._close_writer()
                 raise
             self._save(state="running", started_at=time.time_ns())
             names: tuple[StreamName, ...] = ("stdout", "stderr")
@@ -242,17 +245,21 @@ class Container:
 
     async def ended(self, code: int, reason: str, message: str) -> None:
         """The container's process is gone: drain its output, then record it. Once."""
+        # The host's clock, as all times of the record; before what may take its time.
+        now = time.time_ns()
         async with self._lock:
-            await self._end(code, reason, message)
+            await self._end(code, reason, message, now)
 
-    async def _end(self, code: int, reason: str, message: str, **more: int) -> None:
-        if self.record.state == "exited":
-            return
-        finished = time.time_ns()
-        await drain(self._pumps)
+    def _close_writer(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    async def _end(self, code: int, reason: str, message: str, at: int, *, begun: int = 0) -> None:
+        if self.record.state == "exited":
+            return
+        await drain(self._pumps)
+        self._close_writer()
         await self._audience.hush()
         self._reset_streams()
         changes = {
@@ -260,8 +267,9 @@ class Container:
             "exit_code": code,
             "reason": reason,
             "message": message[:4096],
-            "finished_at": finished,
-            **more,
+            "started_at": begun or self.record.started_at,
+            # Its end may be told before the answer to its start.
+            "finished_at": max(at, self.record.started_at),
         }
         try:
             self._save(**changes)
@@ -325,6 +333,27 @@ class Container:
             )
         return answer.get("heard") is not False
 
+    async def update(
+        self,
+        resources: Mapping[str, Any],
+        oom_score_adj: int | None,
+        config: dict[str, Any],
+        guest_cpus: str,
+    ) -> None:
+        """Change the limits, in the guest and then in the record, whose `config` names them.
+
+        Raises `FailedPrecondition` when it has ended, and what the guest refuses; nothing is
+        changed then.
+        """
+        async with self._lock:
+            if self.record.state == "exited":
+                raise FailedPrecondition(f"container {self.id[:12]} has ended")
+            wanted: dict[str, Any] = {"id": self.id, "resources": dict(resources)}
+            if oom_score_adj is not None:
+                wanted["oom_score_adj"] = oom_score_adj
+            await self._vm.agent.request("container.update", wanted)
+            self._save(config=config, guest_cpus=guest_cpus)
+
     def reopen_log(self) -> None:
         """Go on in a new log file. Raises `FailedPrecondition` unless it runs, or cannot."""
         if self.record.state != "running":
@@ -346,9 +375,7 @@ class Container:
     async def _discard(self, *, alive: bool) -> None:
         """Give back what the container holds, as far as it got; the first error is logged."""
         self._reset_streams()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._close_writer()
         if alive and self._in_guest:
             await self._attempt(
                 self._vm.agent.request("container.delete", {"id": self.id, "force": True})

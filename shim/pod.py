@@ -232,6 +232,16 @@ class Pod:
             # The VM's end is theirs.
             log.warning("container %s: %s", container.id[:12], error)
 
+    def update(self, config: Wire) -> None:
+        """Record the sandbox's configuration, changed. Raises OSError; nothing is changed then."""
+        assert self.record is not None
+        linux = config.get("linux")
+        record = dataclasses.replace(
+            self.record, config=config, linux=linux if isinstance(linux, dict) else {}
+        )
+        records.write(self._folder, record)
+        self.record = record
+
     # -- containers ------------------------------------------------------------------------
 
     def require_running(self) -> PodRecord:

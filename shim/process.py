@@ -74,7 +74,10 @@ class Shim:
                 "container.start": self._start,
                 "container.stop": self._container_stop,
                 "container.remove": self._remove,
+                "container.update": self._update,
                 "container.reopen_log": self._reopen_log,
+                "pod.limit": self._pod_limit,
+                "pod.update": self._pod_update,
                 "container.stats": self._stats,
                 "pod.stats": self._pod_stats,
                 "shutdown": self._shutdown,
@@ -286,6 +289,35 @@ class Shim:
 
     async def _remove(self, params: Wire, _message: Message) -> Answer:
         await self._require().remove_container(str(params.get("id")))
+        return Answer()
+
+    async def _update(self, params: Wire, _message: Message) -> Answer:
+        pod = self._require()
+        pod.require_running()
+        score = params.get("oom_score_adj")
+        if score is not None and not isinstance(score, int):
+            raise InvalidArgument(f"bad oom_score_adj {score!r}")
+        await pod.container(params.get("id")).update(
+            read.object_of(params, "resources"),
+            score,
+            read.object_of(params, "config"),
+            str(params.get("guest_cpus", "")),
+        )
+        return Answer()
+
+    async def _pod_limit(self, params: Wire, _message: Message) -> Answer:
+        pod = self._require()
+        pod.require_running()
+        memory = params.get("memory")
+        if not isinstance(memory, int) or memory < 0:
+            raise InvalidArgument(f"bad limit {memory!r}")
+        await pod.vm.agent.request("pod.limit", {"memory": memory})
+        return Answer()
+
+    async def _pod_update(self, params: Wire, _message: Message) -> Answer:
+        pod = self._require()
+        pod.require_running()
+        pod.update(read.object_of(params, "config"))
         return Answer()
 
     async def _reopen_log(self, params: Wire, _message: Message) -> Answer:

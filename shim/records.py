@@ -142,7 +142,8 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class ContainerRecord:
-    """A container. ``log_path`` is absolute, "" for none; ``mounts`` and ``config`` are CRI's."""
+    """A container. ``log_path`` is absolute, "" for none; ``mounts`` and ``config`` are CRI's, the
+    resources those in force. ``guest_cpus`` are the VM's processors that it has, "" for any."""
 
     id: str
     pod_id: str
@@ -158,6 +159,7 @@ class ContainerRecord:
     tty: bool = False
     stop_signal: str = ""
     config: Wire = field(default_factory=dict)
+    guest_cpus: str = ""
     state: ContainerState = "created"
     started_at: int = 0
     finished_at: int = 0

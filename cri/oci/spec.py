@@ -48,6 +48,7 @@ def build(
     image: ImageConfig,
     *,
     hostname: str,
+    cpus: str = "",
 ) -> Built:
     """The spec of a container. Raises `InvalidArgument`, `Unimplemented`, `FailedPrecondition`."""
     if config.HasField("windows"):
@@ -58,7 +59,7 @@ def build(
     mounted, shares = mounts(container_id, config)
     linux: dict[str, Any] = {
         "namespaces": namespaces(security.namespace_options),
-        "resources": resources(config.linux.resources, privileged=security.privileged),
+        "resources": resources(config.linux.resources, privileged=security.privileged, cpus=cpus),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
         "rootfsPropagation": "rslave",

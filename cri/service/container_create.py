@@ -10,10 +10,12 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from cri import signals
+from cri import cpusets, pod_limits, settle, signals
 from cri.api import v1_pb2 as v1
+from cri.config import shape_size
 from cri.daemon import Daemon
 from cri.index import Container, Pod
+from cri.oci import resources as oci_resources
 from cri.oci import spec as oci_spec
 from cri.oci.mounts import HostMount
 from cri.trace import Trace
@@ -61,20 +63,34 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
 async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     """Make the container; its id. When it fails nothing of it is left."""
     trace, name = daemon.trace_of(pod), f"create {config.metadata.name}"
+    sandbox = pod_config(pod)
     with trace.step(name):
-        return await _create(daemon, pod, config, trace, name)
+        try:
+            return await _create(daemon, pod, sandbox, config, trace, name)
+        finally:
+            # With it or without, whatever others did meanwhile.
+            await settle.settle(daemon, pod, sandbox)
 
 
 async def _create(
-    daemon: Daemon, pod: Pod, config: v1.ContainerConfig, trace: Trace, name: str
+    daemon: Daemon,
+    pod: Pod,
+    sandbox: v1.PodSandboxConfig,
+    config: v1.ContainerConfig,
+    trace: Trace,
+    name: str,
 ) -> str:
     container_id = ids.new_object_id()
     with trace.step(f"{name}.image"):
         image = await daemon.images.runnable(daemon.find_image(config.image.image))
+    resources = config.linux.resources
+    oci_resources.check(resources)
+    pod_limits.check_fits(resources, pod.vm.shape)
+    cpus = guest_cpus(daemon, pod, resources)
     built = oci_spec.build(
-        container_id, pod_config(pod), config, image.config, hostname=pod.record.hostname
+        container_id, sandbox, config, image.config, hostname=pod.record.hostname, cpus=cpus
     )
-    record = _record(container_id, pod, config, image)
+    record = _record(container_id, pod, config, image, cpus)
     await check_log(record.log_path)
     await failpoint.hit("container.create")
     shim = daemon.shim_of(pod)
@@ -88,6 +104,7 @@ async def _create(
         trace.add_parts(name, begun, answer.get("timings") or {})
 
     try:
+        await settle.settle(daemon, pod, sandbox, {container_id: resources})
         with trace.step(f"{name}.host paths"):
             for mount in built.mounts:
                 descriptors += [await in_thread(open_host_path, mount.host_path)]
@@ -128,6 +145,18 @@ def layers(image: Image) -> list[dict[str, str]]:
     ]
 
 
+def guest_cpus(
+    daemon: Daemon, pod: Pod, wanted: v1.LinuxContainerResources, container_id: str = ""
+) -> str:
+    """The processors of its VM that a container gets. Raises `InvalidArgument`."""
+    others = [
+        each.record.guest_cpus
+        for each in daemon.index.containers_of(pod.id)
+        if each.id != container_id and each.record.state != "exited"
+    ]
+    return cpusets.guest_cpus(wanted.cpuset_cpus, shape_size(pod.vm.shape)[0], others)
+
+
 def _shares(mounts: Sequence[HostMount]) -> list[dict[str, Any]]:
     return [{"share": mount.share, "readonly": mount.readonly} for mount in mounts]
 
@@ -146,7 +175,7 @@ def open_host_path(path: str) -> int:
 
 
 def _record(
-    container_id: str, pod: Pod, config: v1.ContainerConfig, image: Image
+    container_id: str, pod: Pod, config: v1.ContainerConfig, image: Image, cpus: str
 ) -> ContainerRecord:
     stop_signal = signals.of_request(config.stop_signal) or image.config.stop_signal or "SIGTERM"
     signals.number(stop_signal)
@@ -166,6 +195,7 @@ def _record(
         tty=config.tty,
         stop_signal=stop_signal,
         config=body,
+        guest_cpus=cpus,
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 
+from cri import settle
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container
+from cri.service.container_create import pod_config
 from hostlib import failpoint
 from hostlib.errors import NotFound, Unavailable
 from hostlib.tasks import in_thread
@@ -35,3 +37,5 @@ async def remove(daemon: Daemon, container: Container) -> None:
             await in_thread(path.unlink)
     daemon.index.remove_container(container, time.time_ns())
     daemon.release_image(container.record)
+    if pod.ready:
+        await settle.settle(daemon, pod, pod_config(pod))

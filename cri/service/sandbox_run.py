@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from cri import cgroups, identity, shapes
+from cri import cgroups, identity, settle, shapes
 from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
@@ -117,7 +117,7 @@ async def start(daemon: Daemon, plan: Plan) -> str:
             await failpoint.hit("sandbox.vm")
             vm = await daemon.pool.take(plan.shape)
         # Out of the pool's small share of the processors, beside what follows.
-        daemon.enter_cgroup(vm, plan.config)
+        settle.enter(daemon, vm, plan.config, {})
         attachment: Attachment | None = None
         who = PodIdentity(pod_id, metadata.name, metadata.namespace, metadata.uid)
         try:
@@ -141,6 +141,7 @@ async def start(daemon: Daemon, plan: Plan) -> str:
             raise
         daemon.add_pod(pod)
         daemon.index.pod_added(pod)
+        settle.begin(daemon, pod)
     return pod_id
 
 

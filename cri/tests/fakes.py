@@ -83,6 +83,14 @@ class FakeShim:
         self.pod = pod
         return {"steps": ["reseed"], "timings": {"reseed": 5}}
 
+    async def pod_update(self, config: Wire) -> None:
+        self._note("pod_update", config)
+        assert self.pod is not None
+        self.pod = dataclasses.replace(self.pod, config=config, linux=config.get("linux", {}))
+
+    async def pod_limit(self, memory: int) -> None:
+        self._note("pod_limit", memory)
+
     async def pod_stop(self) -> None:
         self._note("pod_stop")
 
@@ -122,6 +130,17 @@ class FakeShim:
     async def container_remove(self, container_id: str) -> None:
         self._note("container_remove", container_id)
         self.containers.pop(container_id, None)
+
+    async def container_update(
+        self,
+        container_id: str,
+        resources: Wire,
+        oom_score_adj: int | None,
+        config: Wire,
+        guest_cpus: str,
+    ) -> None:
+        self._note("container_update", container_id, resources, oom_score_adj, guest_cpus)
+        self._set(container_id, config=config, guest_cpus=guest_cpus)
 
     async def container_reopen_log(self, container_id: str) -> None:
         self._note("container_reopen_log", container_id)

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from cri.cgroups import MIB, TCG_MIB, WORKER_CPUS, WORKER_MIB, Cgroups, limits, parent_path
+from cri.cgroups import (
+    MIB,
+    TCG_MIB,
+    TCG_VCPU_MIB,
+    WORKER_CPUS,
+    WORKER_MIB,
+    Cgroups,
+    limits,
+    parent_path,
+    worker_mib,
+)
 from cri.tests.fakes import World, make_world
 from hostlib import ids
 from hostlib.cgroup import Limits
@@ -49,9 +59,10 @@ def test_parents_that_are_refused(parent: str) -> None:
 
 
 def test_limits_are_what_the_pod_asks_for_and_the_workers() -> None:
-    assert limits(0, 0, emulated=True) == Limits()
-    assert limits(2, 128, emulated=False) == Limits((128 + WORKER_MIB) * MIB, 2 + WORKER_CPUS)
-    assert limits(0, 128, emulated=True).memory == (128 + WORKER_MIB + TCG_MIB) * MIB
+    assert limits(0, 0, worker_mib=300) == Limits()
+    assert limits(2, 128, worker_mib=300) == Limits((128 + 300) * MIB, 2 + WORKER_CPUS)
+    assert worker_mib(4, emulated=False) == WORKER_MIB
+    assert worker_mib(2, emulated=True) == WORKER_MIB + TCG_MIB + 2 * TCG_VCPU_MIB
 
 
 def test_paths_and_limits(groups: Cgroups, root: Path) -> None:

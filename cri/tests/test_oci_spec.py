@@ -171,6 +171,7 @@ def test_resources() -> None:
     assert spec["linux"]["resources"] == {
         "memory": {"limit": 1 << 20},
         "cpu": {"quota": 50000, "period": 100000},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
         "devices": default_rules(),
     }
     assert spec["process"]["oomScoreAdj"] == 7

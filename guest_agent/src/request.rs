@@ -150,6 +150,8 @@ pub struct PortConnect {
 pub struct Update {
     pub id: String,
     pub resources: Resources,
+    /// Of every process of the container.
+    pub oom_score_adj: Option<i32>,
 }
 
 #[derive(Deserialize)]
@@ -158,6 +160,13 @@ pub struct Hooks {
     pub phase: Phase,
     #[serde(default = "crate::hooks::usual_timeout")]
     pub timeout_ns: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodLimit {
+    /// Bytes that the containers may have together; 0 for all there is.
+    pub memory: u64,
 }
 
 pub enum Request {
@@ -175,6 +184,7 @@ pub enum Request {
     ContainerKill(Kill),
     ContainerDelete(Delete),
     ContainerUpdate(Box<Update>),
+    PodLimit(PodLimit),
     ContainerList,
     ContainerStats(Id),
     ProcessExec(Box<ExecParams>),
@@ -215,6 +225,7 @@ pub fn parse(message: &[u8]) -> Outcome<Request> {
         "container.kill" => Request::ContainerKill(read(method, params)?),
         "container.delete" => Request::ContainerDelete(read(method, params)?),
         "container.update" => Request::ContainerUpdate(read(method, params)?),
+        "pod.limit" => Request::PodLimit(read(method, params)?),
         "container.list" => Request::ContainerList,
         "container.stats" => Request::ContainerStats(read(method, params)?),
         "process.exec" => Request::ProcessExec(read(method, params)?),

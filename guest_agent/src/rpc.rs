@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Container, Reply, State};
+use crate::container::cgroup;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
@@ -51,7 +52,8 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
             Ok(Some(json!({ "heard": heard })))
         }
         Request::ContainerDelete(wanted) => sandbox::delete(agent, reply, &wanted.id, wanted.force),
-        Request::ContainerUpdate(wanted) => done(container(agent, &wanted.id)?.cgroup.update(&wanted.resources)),
+        Request::ContainerUpdate(wanted) => done(sandbox::update(agent, &wanted)),
+        Request::PodLimit(wanted) => done(cgroup::limit_all(wanted.memory)),
         Request::ContainerList => Ok(Some(list(agent))),
         Request::ContainerStats(wanted) => value(container(agent, &wanted.id)?.cgroup.stats()).map(Some),
         Request::ProcessExec(wanted) => sandbox::exec(agent, reply, &wanted).map(|()| None),

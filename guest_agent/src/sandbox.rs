@@ -8,12 +8,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns};
-use crate::container::cgroup::Cgroup;
+use crate::container::cgroup::{self, Cgroup};
 use crate::container::create::{Plan, Stdio, launch, launch_exec};
 use crate::container::namespaces::Own;
 use crate::container::{rootfs, signals, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
-use crate::request::{Create, ExecParams, StreamIds};
+use crate::request::{Create, ExecParams, StreamIds, Update};
 use crate::rpc::Given;
 use crate::source::Source;
 use crate::status::{self, Heard, Report};
@@ -124,6 +124,7 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
     }
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let cgroup = Cgroup::create(&wanted.id, &wanted.spec.linux.resources)?;
+    let huge = cgroup.huge_pages();
     let plan = Plan { id: &wanted.id, spec: &wanted.spec, layers: &wanted.layers, own, terminal: wanted.terminal };
     // Never one that was used: what a removed container wrote goes by and by.
     let project = agent.next_project;
@@ -166,6 +167,31 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
         deleting: None,
     };
     agent.containers.insert(wanted.id, container);
+    if huge > 0 {
+        allow_huge_pages(agent);
+    }
+    Ok(())
+}
+
+/// As many huge pages as the containers together may have are made when they ask for them, and none is kept for them.
+fn allow_huge_pages(agent: &Agent) {
+    cgroup::allow_huge_pages(agent.containers.values().map(|container| container.cgroup.huge_pages()).sum());
+}
+
+/// Changes a container's limits; all of them, or none where one cannot be set.
+pub fn update(agent: &mut Agent, wanted: &Update) -> Outcome<()> {
+    let container = find(agent, &wanted.id)?;
+    if container.state == State::Exited {
+        return Err(Fault::new(Code::FailedPrecondition, format!("container {} has ended", wanted.id)));
+    }
+    container.cgroup.update(&wanted.resources)?;
+    if let Some(score) = wanted.oom_score_adj {
+        container.cgroup.set_oom_score(score)?;
+        container.process.oom_score_adj = Some(score);
+    }
+    if !wanted.resources.hugepage_limits.is_empty() {
+        allow_huge_pages(agent);
+    }
     Ok(())
 }
 

@@ -9,10 +9,13 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::container::device_filter;
 use crate::container::spec::Resources;
-use crate::fault::{Code, Doing, Fault, Outcome};
+use crate::fault::{Code, Doing, Fault, Outcome, words};
 
 pub const PARENT: &str = "/sys/fs/cgroup/thaw";
-const CONTROLLERS: &str = "+cpu +cpuset +io +memory +pids";
+const CONTROLLERS: &str = "+cpu +cpuset +io +memory +pids +hugetlb";
+/// The one size of huge pages that can be made while the guest runs.
+const HUGE_PAGE: (&str, u64) = ("2MB", 2 << 20);
+const HUGE_PAGES_MAX: &str = "hugetlb.2MB.max";
 
 /// Makes the parent and hands its controllers down. Controllers that the kernel lacks are left out.
 pub fn prepare() -> io::Result<()> {
@@ -31,6 +34,8 @@ pub fn prepare() -> io::Result<()> {
 
 pub struct Cgroup {
     path: PathBuf,
+    /// Bytes of huge pages that it may have.
+    huge: u64,
 }
 
 #[derive(Debug, Default, serde::Serialize)]
@@ -83,8 +88,17 @@ fn settings(resources: &Resources) -> Outcome<Vec<(String, String)>> {
     if let Some(count) = resources.pids.limit.filter(|count| *count != 0) {
         set("pids.max", limit(count));
     }
+    for limit in &resources.hugepage_limits {
+        if limit.page_size == HUGE_PAGE.0 {
+            set(HUGE_PAGES_MAX, limit.limit.to_string());
+        } else if limit.limit > 0 {
+            let text =
+                format!("linux.resources.hugepageLimits: no pages of {:?}, only of {}", limit.page_size, HUGE_PAGE.0);
+            return Err(Fault::new(Code::Unimplemented, text));
+        }
+    }
     for (name, value) in &resources.unified {
-        let known = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_');
+        let known = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'_');
         if !known || !name.contains('.') || name.starts_with('.') || name.starts_with("cgroup.") {
             return Err(Fault::invalid(format!("linux.resources.unified: {name:?} is no controller's file")));
         }
@@ -107,6 +121,38 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
+/// What could not be set, in words that name the file and no path of the guest's.
+fn refusal(name: &str, value: &str, error: &io::Error) -> Fault {
+    match error.raw_os_error() {
+        // A file that is missing cannot be made in a cgroup: EACCES.
+        Some(libc::ENOENT | libc::EACCES | libc::EPERM) => {
+            Fault::new(Code::FailedPrecondition, format!("the guest's cgroups have no {name} that can be set"))
+        }
+        Some(libc::EINVAL | libc::ERANGE | libc::ENODEV | libc::EOPNOTSUPP) => {
+            Fault::invalid(format!("{name}: the guest's kernel refuses {value:?}: {}", words(error)))
+        }
+        _ => Fault::internal(format!("write {value:?} to {name}: {}", words(error))),
+    }
+}
+
+/// Limits the memory of all containers together, in bytes; 0 is no limit.
+pub fn limit_all(memory: u64) -> Outcome<()> {
+    let all = Cgroup { path: PathBuf::from(PARENT), huge: 0 };
+    all.check_room(memory.cast_signed())?;
+    let value = if memory == 0 { "max".to_owned() } else { memory.to_string() };
+    all.write(&[("memory.max".to_owned(), value)])
+}
+
+/// Pages of all containers together; they are made when a process asks for one.
+pub fn allow_huge_pages(bytes: u64) {
+    // Where the kernel has none, no limit could be set before.
+    let _ = fs::write("/proc/sys/vm/nr_overcommit_hugepages", bytes.div_ceil(HUGE_PAGE.1).to_string());
+}
+
+fn huge_pages(resources: &Resources) -> Option<u64> {
+    resources.hugepage_limits.iter().rfind(|limit| limit.page_size == HUGE_PAGE.0).map(|limit| limit.limit)
+}
+
 impl Cgroup {
     pub fn create(id: &str, resources: &Resources) -> Outcome<Self> {
         let files = settings(resources)?;
@@ -116,7 +162,9 @@ impl Cgroup {
         {
             return Err(error).doing(|| format!("create {}", path.display()));
         }
-        let cgroup = Self { path };
+        let cgroup = Self { path, huge: huge_pages(resources).unwrap_or(0) };
+        // They are counted to no memory limit: who asks for none gets none.
+        let _ = fs::write(cgroup.path.join(HUGE_PAGES_MAX), "0");
         if let Err(fault) = cgroup.write(&files) {
             let _ = cgroup.remove();
             return Err(fault);
@@ -124,23 +172,76 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    pub fn huge_pages(&self) -> u64 {
+        self.huge
+    }
+
     fn write(&self, files: &[(String, String)]) -> Outcome<()> {
         for (name, value) in files {
-            let path = self.path.join(name);
-            match fs::write(&path, value) {
+            match rustix::fs::open(self.path.join(name), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|file| rustix::io::write(&file, value.as_bytes()))
+            {
                 // Guests have no swap, and kernels without it lack the file.
-                Err(error) if name == "memory.swap.max" && error.kind() == io::ErrorKind::NotFound => {}
-                result => result.doing(|| format!("write {value:?} to {}", path.display()))?,
+                Err(rustix::io::Errno::NOENT) if name == "memory.swap.max" => {}
+                Err(error) => return Err(refusal(name, value, &error.into())),
+                Ok(_) => {}
             }
         }
         Ok(())
     }
 
-    pub fn update(&self, resources: &Resources) -> Outcome<()> {
+    /// What is set now, of the files that hold one line.
+    fn present(&self, files: &[(String, String)]) -> Vec<(String, String)> {
+        let read = |name: &String| fs::read_to_string(self.path.join(name)).ok();
+        files
+            .iter()
+            .rev()
+            .filter_map(|(name, _)| Some((name.clone(), read(name)?.trim_end().to_owned())))
+            .filter(|(_, value)| !value.contains('\n'))
+            .collect()
+    }
+
+    /// Sets what is given and leaves the rest; nothing is changed where one cannot be set.
+    pub fn update(&mut self, resources: &Resources) -> Outcome<()> {
         if !resources.devices.is_empty() {
             return Err(Fault::new(Code::Unimplemented, "linux.resources.devices: they cannot be changed"));
         }
-        self.write(&settings(resources)?)
+        if let Some(limit) = resources.memory.limit {
+            self.check_room(limit)?;
+        }
+        let files = settings(resources)?;
+        let before = self.present(&files);
+        if let Err(fault) = self.write(&files) {
+            let _ = self.write(&before);
+            return Err(fault);
+        }
+        self.huge = huge_pages(resources).unwrap_or(self.huge);
+        Ok(())
+    }
+
+    /// Refuses a memory limit below what is in use and cannot be given back: the kernel would kill to keep it.
+    fn check_room(&self, limit: i64) -> Outcome<()> {
+        let Some(limit) = u64::try_from(limit).ok().filter(|limit| *limit > 0) else { return Ok(()) };
+        let cached = ["inactive_file", "active_file", "slab_reclaimable"];
+        let cached: u64 = cached.iter().map(|key| self.keyed("memory.stat", key)).sum();
+        let held = self.number("memory.current").saturating_sub(cached);
+        if held > limit {
+            let text = format!("the container uses {held} bytes of memory, more than a limit of {limit}");
+            return Err(Fault::new(Code::FailedPrecondition, text));
+        }
+        Ok(())
+    }
+
+    /// Of every process in it; those that they start inherit it.
+    pub fn set_oom_score(&self, score: i32) -> Outcome<()> {
+        for pid in self.processes() {
+            match fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+                // It ended in the meantime.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+                result => result.doing(|| format!("set oom_score_adj {score}"))?,
+            }
+        }
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -199,7 +300,8 @@ mod tests {
     #[test]
     fn resources_become_files() {
         let json = r#"{"memory":{"limit":1000,"swap":1500},"cpu":{"shares":1024,"quota":50000,"period":100000},
-            "pids":{"limit":-1},"unified":{"memory.high":"900"}}"#;
+            "pids":{"limit":-1},"hugepageLimits":[{"pageSize":"2MB","limit":4194304},{"pageSize":"1GB","limit":0}],
+            "unified":{"memory.high":"900"}}"#;
         let files = settings(&serde_json::from_str(json).unwrap()).unwrap();
         let text: Vec<String> = files.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let expected = [
@@ -208,6 +310,7 @@ mod tests {
             "cpu.weight=39",
             "cpu.max=50000 100000",
             "pids.max=max",
+            "hugetlb.2MB.max=4194304",
             "memory.high=900",
         ];
         assert_eq!(text, expected);

@@ -163,7 +163,17 @@ pub struct Resources {
     #[serde(default)]
     pub pids: Pids,
     #[serde(default)]
+    pub hugepage_limits: Vec<HugepageLimit>,
+    #[serde(default)]
     pub unified: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HugepageLimit {
+    /// As the kernel's files are named: `2MB`.
+    pub page_size: String,
+    pub limit: u64,
 }
 
 /// Absent members, and numbers below 0, mean any.
