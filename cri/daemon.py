@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cri import cgroups, processes
+from cri.api import v1_pb2 as v1
 from cri.config import Config
 from cri.events import Events
 from cri.index import Container, Index, Names, Pod

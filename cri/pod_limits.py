@@ -88,7 +88,7 @@ def check_fits(wanted: v1.LinuxContainerResources, shape: str) -> None:
         raise ResourceExhausted(
             f"{cpus:g} CPUs are more than the pod's VM has ({vcpus})", hint=_LARGER_VM
         )
-    mib -= shapes.GUEST_MIB
+    mib -= shapes.guest_mib(mib)
     if bytes_wanted > mib * cgroups.MIB:
         raise ResourceExhausted(
             f"{-(-bytes_wanted // cgroups.MIB)} MiB are more than the pod's VM has for containers"
@@ -101,10 +101,10 @@ def check_pod_fits(config: v1.PodSandboxConfig, shape: str) -> None:
     """Refuse a pod that a VM of this shape cannot hold. Raises `ResourceExhausted`."""
     cpus, mib = shapes.wanted(config)
     vcpus, memory = shape_size(shape)
-    if cpus > vcpus or mib > memory - shapes.GUEST_MIB:
+    room = memory - shapes.guest_mib(memory)
+    if cpus > vcpus or mib > room:
         raise ResourceExhausted(
-            f"{cpus:g} CPUs and {mib} MiB are more than the pod's VM has ({vcpus} and"
-            f" {memory - shapes.GUEST_MIB})",
+            f"{cpus:g} CPUs and {mib} MiB are more than the pod's VM has ({vcpus} and {room})",
             hint="a VM keeps its size: start the pod anew, with these resources",
         )
 

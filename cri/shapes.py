@@ -9,8 +9,15 @@ from cri.api import v1_pb2 as v1
 from cri.config import shape_size
 from hostlib.errors import ResourceExhausted
 
-GUEST_MIB: Final = 96
-"""What the guest's kernel, agent and page tables take of the VM's memory."""
+_GUEST_MIB: Final = 88
+_RESERVE_MIB: Final = 64
+_PAGES_OF_PAGES: Final = 64
+
+
+def guest_mib(memory: int) -> int:
+    """What the guest's kernel and agent take of a VM's memory, in MiB: themselves, what the kernel
+    notes of each page, and what it keeps free."""
+    return _GUEST_MIB + memory // _PAGES_OF_PAGES + min(_RESERVE_MIB, memory // 32)
 
 
 SHARES: Final = 1024
@@ -37,10 +44,9 @@ def wanted(config: v1.PodSandboxConfig) -> tuple[float, int]:
 def pick(cpus: float, mib: int, shapes: Sequence[str], default: str) -> str:
     """The default shape where it holds the pod (memory costs nothing before it is touched, and the
     pool has one ready), else the first larger one. Raises `ResourceExhausted`."""
-    needed = mib + GUEST_MIB if mib else 0
     for shape in (default, *shapes):
         vcpus, memory = shape_size(shape)
-        if vcpus >= cpus and memory >= needed:
+        if vcpus >= cpus and memory - guest_mib(memory) >= mib:
             return shape
     raise ResourceExhausted(
         f"no shape holds {cpus:g} CPUs and {mib} MiB",

@@ -26,7 +26,6 @@ from hostlib import failpoint
 from hostlib.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     ThawError,
     Unavailable,

@@ -146,8 +146,8 @@ def test_what_a_vm_cannot_give() -> None:
     pod_limits.check_fits(Resources(cpu_quota=-1, memory_limit_in_bytes=-1), "1x256")
     for wanted in (
         Resources(cpu_quota=100_001),
-        Resources(memory_limit_in_bytes=161 * MIB),
-        Resources(memory_limit_in_bytes=150 * MIB, hugepage_limits=[pages("2MB", 12 * MIB)]),
+        Resources(memory_limit_in_bytes=157 * MIB),
+        Resources(memory_limit_in_bytes=146 * MIB, hugepage_limits=[pages("2MB", 12 * MIB)]),
     ):
         with pytest.raises(ResourceExhausted):
             pod_limits.check_fits(wanted, "1x256")

@@ -11,3 +11,5 @@ WEBAPP: Final = "registry.test/demo/webapp:latest"
 SLEEP: Final = ("/bin/sleep", "1000000")
 SMALL: Final[Mapping[str, object]] = {"shapes": ["1x256"], "default_shape": "1x256"}
 """The section ``guest`` of a daemon whose base bakes soonest."""
+SIZED: Final[Mapping[str, object]] = {"shapes": ["1x256", "2x512"], "default_shape": "1x256"}
+"""The same with a larger VM beside it."""

@@ -19,7 +19,7 @@ from demo import oci
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import PROJECT, Daemon
 from e2e.harness.outside import Outside, subnet
-from e2e.harness.refs import NGINX, SHELL, WEBAPP
+from e2e.harness.refs import NGINX, SHELL, SIZED, WEBAPP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
 
@@ -205,6 +205,22 @@ def puller(_pulling: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]
     if failed(request):
         keep_evidence(request, _pulling)
     assert not _pulling.client.containers()
+
+
+@pytest.fixture(scope="session")
+def _sized(workspace: Path, registry: Registry) -> Iterator[Daemon]:
+    settings = {"guest": SIZED, "pool": {"size": 0}}
+    with _lasting(workspace / "sized", registry, SHELL, WEBAPP, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def sized(_sized: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon with a small and a larger shape of VMs, none of which wait."""
+    yield _sized
+    if failed(request):
+        keep_evidence(request, _sized)
+    _sized.remove_pods()
 
 
 @pytest.fixture

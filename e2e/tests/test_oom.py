@@ -16,6 +16,7 @@ from e2e.harness.waiting import until
 from hostlib import cgroup, errors, ids
 
 MIB = 2**20
+SECOND = 10**9
 RUNTIME_CLASS_MIB = 320
 """The overhead of manifests/runtimeclass.yaml, as the kubelet adds it to a pod's group."""
 
@@ -62,8 +63,8 @@ def group() -> Iterator[Group]:
     until("the group is empty", lambda: cgroup.remove(made.name))
 
 
-def test_who_asks_for_too_much_is_killed_and_the_others_live(daemon: Daemon) -> None:
-    pod = Pod.run(daemon)
+def test_who_asks_for_too_much_is_killed_and_the_others_live(sized: Daemon) -> None:
+    pod = Pod.run(sized)
     steady = pod.start(SHELL, SLEEP, name="steady", linux=limited(64))
     before = time.time_ns()
     greedy = pod.start(SHELL, GREEDY, name="greedy", linux=limited(48))
@@ -82,7 +83,7 @@ def test_who_asks_for_too_much_is_killed_and_the_others_live(daemon: Daemon) -> 
     status = whole.wait()
     assert (status.reason, status.exit_code, whole.output()) == ("OOMKilled", 137, "")
     # An end that has other reasons is none of these.
-    plain = pod.start(SHELL, ["/bin/sh", "-c", "kill -9 $$"], name="plain", linux=limited(48))
+    plain = pod.start(SHELL, ["/bin/sh", "-c", "exit 137"], name="plain", linux=limited(48))
     status = plain.wait()
     assert (status.reason, status.exit_code) == ("Error", 137)
     fine = pod.start(SHELL, ["/bin/true"], name="fine")
@@ -93,9 +94,9 @@ def test_who_asks_for_too_much_is_killed_and_the_others_live(daemon: Daemon) -> 
     assert pod.state == v1_pb2.SANDBOX_READY
 
 
-def test_a_guest_out_of_memory_ends_one_container(daemon: Daemon) -> None:
+def test_a_guest_out_of_memory_ends_one_container(sized: Daemon) -> None:
     """Nobody has a limit: the guest itself is full."""
-    pod = Pod.run(daemon)
+    pod = Pod.run(sized)
     protected = v1_pb2.LinuxContainerConfig(
         resources=v1_pb2.LinuxContainerResources(oom_score_adj=-997)
     )
@@ -108,18 +109,18 @@ def test_a_guest_out_of_memory_ends_one_container(daemon: Daemon) -> None:
 
 
 def test_the_vm_lives_under_pressure_in_the_kubelets_group(
-    daemon: Daemon, group: Group, tmp_path: Path
+    sized: Daemon, group: Group, tmp_path: Path
 ) -> None:
     """Page cache, volumes and memory to the brim, in a group that is limited as the kubelet's."""
-    asked = 96 + 64
+    asked = 88 + 64
     group.limit(asked + RUNTIME_CLASS_MIB)
     sandbox = v1_pb2.LinuxPodSandboxConfig(
         cgroup_parent=group.name,
         resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=asked * MIB),
     )
-    pod = Pod.run(daemon, linux=sandbox)
+    pod = Pod.run(sized, linux=sandbox)
     volume = v1_pb2.Mount(container_path="/data", host_path=str(tmp_path))
-    worker = pod.start(SHELL, SLEEP, name="worker", mounts=[volume], linux=limited(96))
+    worker = pod.start(SHELL, SLEEP, name="worker", mounts=[volume], linux=limited(88))
     steady = pod.start(SHELL, SLEEP, name="steady", linux=limited(64))
     for turn in range(3):
         for folder in ("/data", "/var"):
@@ -136,32 +137,41 @@ def test_the_vm_lives_under_pressure_in_the_kubelets_group(
     pod.remove()
 
 
-def test_a_limit_of_the_pod_alone_is_the_guests_too(daemon: Daemon, group: Group) -> None:
+def test_a_limit_of_the_pod_alone_is_the_guests_too(sized: Daemon, group: Group) -> None:
     """Limits of the pod as a whole: no container has one, and the group on the host does."""
-    group.limit(96 + RUNTIME_CLASS_MIB)
+    group.limit(80 + RUNTIME_CLASS_MIB)
     sandbox = v1_pb2.LinuxPodSandboxConfig(
         cgroup_parent=group.name,
-        resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=96 * MIB),
+        resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=80 * MIB),
     )
-    pod = Pod.run(daemon, linux=sandbox)
+    pod = Pod.run(sized, linux=sandbox)
     steady = pod.start(SHELL, SLEEP, name="steady")
     greedy = pod.start(SHELL, GREEDY, name="greedy")
     assert greedy.wait(120).reason == "OOMKilled"
     # The kubelet gives the pod more, and then tells so.
-    group.limit(256 + RUNTIME_CLASS_MIB)
+    group.limit(150 + RUNTIME_CLASS_MIB)
     request = v1_pb2.UpdatePodSandboxResourcesRequest(
         pod_sandbox_id=pod.id,
-        resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=256 * MIB),
+        resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=150 * MIB),
     )
-    daemon.client.runtime(
+    sized.client.runtime(
         "UpdatePodSandboxResources", request, v1_pb2.UpdatePodSandboxResourcesResponse
     )
-    hold = "import time; kept = bytearray(150 << 20); print('held', flush=True); time.sleep(1e6)"
+    hold = "import time; kept = bytearray(100 << 20); print('held', flush=True); time.sleep(1e6)"
     holder = pod.start(WEBAPP, ["python3", "-c", hold], name="holder")
     until("it holds more than the former limit", lambda: "held" in holder.output())
     assert group.kills() == 0
     assert steady.sh("echo up") == "up"
     pod.remove()
+
+
+def test_a_limit_too_low_for_any_process_says_so(sized: Daemon) -> None:
+    pod = Pod.run(sized)
+    tiny = limited(1)
+    tiny.resources.memory_limit_in_bytes = 4096
+    with pytest.raises(errors.FailedPrecondition, match="memory limit is too low"):
+        pod.create(SHELL, SLEEP, name="tiny", linux=tiny)
+    assert pod.start(SHELL, SLEEP).sh("echo up") == "up"
 
 
 def exited(container: Container) -> tuple[str, int, str]:
@@ -171,8 +181,8 @@ def exited(container: Container) -> tuple[str, int, str]:
     return status.reason, status.exit_code, status.message
 
 
-def test_a_start_that_fails_says_why(daemon: Daemon) -> None:
-    pod = Pod.run(daemon)
+def test_a_start_that_fails_says_why(sized: Daemon) -> None:
+    pod = Pod.run(sized)
     helper = pod.start(SHELL, SLEEP)
     del helper
     wrong = {
@@ -184,9 +194,57 @@ def test_a_start_that_fails_says_why(daemon: Daemon) -> None:
     for number, (command, more, said) in enumerate(wrong.values()):
         made = pod.create(SHELL, command, name=f"wrong{number}", **more)
         with pytest.raises(errors.ThawError, match=said):
-            daemon.client.start_container(made.id)
+            sized.client.start_container(made.id)
         reason, code, message = exited(made)
         assert (reason, code) == ("StartError", 128)
         assert said in message
         time.sleep(0.2)
         assert exited(made) == (reason, code, message), "its init's end does not change the reason"
+
+
+def test_attempts_and_ends_that_no_daemon_saw(durable: Daemon) -> None:
+    pod = Pod.run(durable)
+    client = durable.client
+    greedy = limited(48)
+    lives = {
+        "fails": (["/bin/sh", "-c", "sleep 1; exit 7"], ("Error", 7)),
+        "completes": (["/bin/sh", "-c", "sleep 1"], ("Completed", 0)),
+        "starves": (["/bin/sh", "-c", "sleep 1; exec tail /dev/zero"], ("OOMKilled", 137)),
+    }
+    made = {
+        name: pod.start(SHELL, command, name=name, linux=greedy)
+        for name, (command, _) in lives.items()
+    }
+    steady = pod.start(SHELL, SLEEP, name="steady")
+    durable.kill()
+    until(
+        "all have ended",
+        lambda: all(
+            '"exited"'
+            in (durable.state / "vms" / pod.vm / "containers" / f"{each.id}.json").read_text()
+            for each in made.values()
+        ),
+    )
+    ended_by = time.time_ns()
+    durable.start()
+    for name, (_, expected) in lives.items():
+        reason, code, _ = exited(made[name])
+        assert (reason, code) == expected
+        status = made[name].status()
+        assert status.started_at + SECOND <= status.finished_at <= ended_by
+    # The next attempt lives beside the last, and has its own end.
+    config = v1_pb2.ContainerConfig()
+    config.CopyFrom(made["fails"].config)
+    config.metadata.attempt = 1
+    config.log_path = "fails/1.log"
+    client = durable.client
+    with pytest.raises(errors.AlreadyExists):
+        client.create_container(pod.id, made["fails"].config, pod.config)
+    again = Container(pod, client.create_container(pod.id, config, pod.config), config)
+    client.start_container(again.id)
+    assert again.wait().exit_code == 7
+    attempts = {(each.metadata.name, each.metadata.attempt) for each in client.containers(pod.id)}
+    assert {("fails", 0), ("fails", 1)} <= attempts
+    client.remove_container(made["fails"].id)
+    assert exited(again)[:2] == ("Error", 7)
+    assert steady.sh("echo up") == "up"

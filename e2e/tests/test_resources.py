@@ -11,36 +11,18 @@ import pytest
 
 from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
-from e2e.harness.outside import subnet
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SHELL, SLEEP, WEBAPP
-from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
 from hostlib import cgroup, errors
 
 MIB = 2**20
-SHAPES = {"shapes": ["1x256", "2x512"], "default_shape": "1x256"}
 Resources = v1_pb2.LinuxContainerResources
 
 
 @pytest.fixture(scope="module")
-def node(workspace: Path, registry: Registry) -> Iterator[Daemon]:
-    """A daemon with two shapes of VMs, none of which wait."""
-    running = Daemon(
-        workspace / "resources",
-        registry,
-        settings={"guest": SHAPES, "pool": {"size": 0}},
-        subnet=subnet(),
-    )
-    try:
-        running.start()
-        for image in (SHELL, WEBAPP):
-            running.client.pull_image(image)
-        yield running
-    finally:
-        left = running.destroy()
-        running.erase()
-    assert not left, left
+def node(_sized: Daemon) -> Daemon:
+    return _sized
 
 
 @pytest.fixture(scope="module")

@@ -399,6 +399,7 @@ fn on_report(agent: &mut Agent, pid: u32, report: Report) {
     let Some(child) = agent.children.get_mut(&pid) else { return };
     let waiting = child.waiting.take();
     let mut result = json!({"pid": pid});
+    let mut starved = false;
     let early = match &child.who {
         Who::Init(id) => match agent.containers.get_mut(id) {
             Some(container) if container.state == State::Starting => {
@@ -408,7 +409,10 @@ fn on_report(agent: &mut Agent, pid: u32, report: Report) {
                 result["started_at"] = Value::from(now_ns());
                 false
             }
-            _ => true,
+            container => {
+                starved = container.is_some_and(|container| container.cgroup.oom_kills() > 0);
+                true
+            }
         },
         Who::Exec(id) => {
             result["exec"] = Value::from(id.as_str());
@@ -424,6 +428,7 @@ fn on_report(agent: &mut Agent, pid: u32, report: Report) {
     };
     let outcome = match report {
         Report::Failed(fault) => Err(fault),
+        _ if starved => Err(Fault::new(Code::FailedPrecondition, "the memory limit is too low for a process to start")),
         _ if early => Err(Fault::internal("the process ended before its program was executed")),
         _ => Ok(result),
     };

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hostlib import cgroup
-from hostlib.cgroup import Limits
+from hostlib.cgroup import NO_LIMIT, Above, Limits
 from hostlib.errors import InvalidArgument
 
 
@@ -90,3 +90,47 @@ def test_a_group_in_use_is_not_removed(tmp_path: Path) -> None:
 def test_paths_stay_in_the_tree(path: str) -> None:
     with pytest.raises(InvalidArgument):
         cgroup.normalise(path)
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (folder / name.replace("__", ".")).write_text(value)
+
+
+def test_what_the_groups_above_are_limited_to(tmp_path: Path) -> None:
+    one = v1(tmp_path / "one", "memory", "cpu", "pids")
+    unlimited = str((1 << 63) - 4096)
+    write(one / "memory/a", memory__limit_in_bytes=f"{unlimited}\n")
+    write(one / "memory/a/b", memory__limit_in_bytes="4096\n")
+    write(one / "memory/a/b/c", memory__limit_in_bytes="1024\n")
+    write(one / "cpu/a", cpu__cfs_quota_us="-1\n")
+    tree = cgroup.detect(one)
+    assert cgroup.above("/a/b/c", tree) == Above(4096, cpu=False)
+    assert cgroup.above("/a/b", tree) == Above()
+    assert cgroup.above("/a", tree) == cgroup.above("/none/there", tree) == Above()
+    two = v2(tmp_path / "two")
+    write(two / "a", memory__max="9000\n", cpu__max="5000 100000\n")
+    write(two / "a/b", memory__max="max\n", cpu__max="max 100000\n")
+    assert cgroup.above("/a/b/c", cgroup.detect(two)) == Above(9000, cpu=True)
+
+
+def test_limits_are_taken_away(tmp_path: Path) -> None:
+    gone = Limits(memory=NO_LIMIT, cpus=NO_LIMIT)
+    one, two = v1(tmp_path / "one", "memory", "cpu", "pids"), v2(tmp_path / "two")
+    for root in (one, two):
+        cgroup.create("/x", cgroup.detect(root))
+        assert not cgroup.limit("/x", gone, cgroup.detect(root))
+    assert (one / "memory/x/memory.limit_in_bytes").read_text() == "-1"
+    assert (one / "cpu/x/cpu.cfs_quota_us").read_text() == "-1"
+    assert (two / "x/memory.max").read_text() == "max"
+    assert (two / "x/cpu.max").read_text() == "max 100000"
+
+
+def test_no_memory_limit_below_what_is_in_use(tmp_path: Path) -> None:
+    # The kernel would kill; version 1 refuses by itself.
+    tree = cgroup.detect(v2(tmp_path))
+    write(tmp_path / "x", memory__current="5000\n", memory__max="9000")
+    assert cgroup.limit("/x", Limits(memory=4000), tree) == ["memory"]
+    assert (tmp_path / "x/memory.max").read_text() == "9000"
+    assert cgroup.limit("/x", Limits(memory=6000), tree) == []

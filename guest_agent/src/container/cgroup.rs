@@ -26,6 +26,9 @@ pub fn prepare() -> io::Result<()> {
     for controller in CONTROLLERS.split(' ') {
         let _ = fs::write(format!("{PARENT}/cgroup.subtree_control"), controller);
     }
+    // A guest that is full ends who fills it, when what all others used within this time cannot be kept. Else it would
+    // read their programs from the disk again and again, for ever, and end nobody.
+    let _ = fs::write("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000");
     // Containers that may write their cgroup make more in it, and the agent removes them.
     fs::write(format!("{PARENT}/cgroup.max.depth"), "16")?;
     fs::write(format!("{PARENT}/cgroup.max.descendants"), "4096")?;
