@@ -122,10 +122,10 @@ def test_the_vm_lives_under_pressure_in_the_kubelets_group(
     volume = v1_pb2.Mount(container_path="/data", host_path=str(tmp_path))
     worker = pod.start(SHELL, SLEEP, name="worker", mounts=[volume], linux=limited(88))
     steady = pod.start(SHELL, SLEEP, name="steady", linux=limited(64))
-    for turn in range(3):
+    for turn in range(2):
         for folder in ("/data", "/var"):
             file = f"{folder}/fill{turn}"
-            worker.sh(f"dd if=/dev/zero of={file} bs=1M count=150 2>/dev/null", 300)
+            worker.sh(f"dd if=/dev/zero of={file} bs=1M count=110 2>/dev/null", 300)
             worker.sh(f"cat {file} > /dev/null; rm {file}", 300)
         # What was killed is an exec, and the container lives.
         assert worker.sh("tail /dev/zero; echo $?", 120) == "137"
