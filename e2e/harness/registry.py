@@ -111,7 +111,8 @@ class Registry:
         return f"{self.host}/{repository}:{tag}"
 
     def write_hosts(self, folder: Path, names: Iterable[str] = ()) -> None:
-        """Write the hosts.toml that lead to this registry under `names`, its own where there are none, in containerd's form."""
+        """Write the hosts.toml, in containerd's form, that lead to this registry under `names`; its
+        own where there are none."""
         for name in names or (self.host,):
             place = folder / name
             place.mkdir(parents=True, exist_ok=True)
