@@ -102,12 +102,26 @@ def union(sets: Iterable[str]) -> frozenset[int]:
     return found
 
 
+def own() -> frozenset[int]:
+    """The processors of this process, and so of the VMs that are kept to none of them."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def pinned(pid: int) -> frozenset[int]:
+    """What `pin` made of a process; empty for nothing."""
+    try:
+        found = frozenset(os.sched_getaffinity(pid))
+    except OSError:
+        return frozenset()
+    return frozenset() if found == own() else found
+
+
 def pin(pid: int, cpus: frozenset[int]) -> None:
     """Keep every thread of the process, and those to come, to `cpus`; to none where it is empty.
 
     Blocking. What cannot be is logged.
     """
-    wanted = cpus or online()
+    wanted = cpus or own()
     # A thread that is born meanwhile has its parent's set: the second look finds it.
     for _ in range(2):
         try:

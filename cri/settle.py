@@ -73,6 +73,8 @@ def enter(
     vm.cgroup = daemon.cgroups.path(vm.id, config.linux.cgroup_parent)
     vm.above = daemon.cgroups.above(vm.cgroup) if config.linux.cgroup_parent else Above()
     vm.bounds = bounds(daemon, vm, config, found)
+    # By a former daemon.
+    vm.pinned = cpusets.pinned(vm.qemu_pid) if vm.qemu_pid else frozenset()
     pids = [pid for pid in (vm.qemu_pid, vm.shim_pid) if pid]
     work = in_thread(daemon.cgroups.enter, vm.cgroup, pids, vm.bounds.group)
     vm.entering = daemon.tasks.start(work, f"cgroup of VM {vm.id}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -50,13 +51,13 @@ def test_a_pod_runs_where_any_of_its_containers_may() -> None:
 
 
 def test_a_process_is_kept_to_processors_and_let_go() -> None:
-    before = os.sched_getaffinity(0)
-    try:
-        one = frozenset({min(before)})
-        cpusets.pin(os.getpid(), one)
-        assert os.sched_getaffinity(0) == one
-        cpusets.pin(os.getpid(), frozenset())
-        assert os.sched_getaffinity(0) == before & cpusets.online() or before
-        cpusets.pin(2**22 - 1, one)
-    finally:
-        cpusets.pin(os.getpid(), frozenset(before))
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        one = frozenset({min(cpusets.own())})
+        assert cpusets.pinned(process.pid) == frozenset()
+        cpusets.pin(process.pid, one)
+        assert os.sched_getaffinity(process.pid) == one
+        cpusets.pin(process.pid, frozenset())
+        assert os.sched_getaffinity(process.pid) == cpusets.own()
+        process.kill()
+    cpusets.pin(process.pid, one)
+    assert cpusets.pinned(process.pid) == frozenset()

@@ -32,8 +32,10 @@ def limited(mib: int) -> v1_pb2.LinuxContainerConfig:
 class Group:
     """A cgroup as the kubelet makes one for a pod, in whatever version the host has."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, parent: str = "") -> None:
         self.name = name
+        self.parent = parent or name
+        """As the kubelet names it to the runtime."""
         cgroup.create(name)
 
     @property
@@ -58,9 +60,20 @@ class Group:
 
 @pytest.fixture
 def group() -> Iterator[Group]:
+    """As the driver cgroupfs has it."""
     made = Group(f"/kubepods-e2e-{ids.new_vm_id()}")
     yield made
     until("the group is empty", lambda: cgroup.remove(made.name))
+
+
+@pytest.fixture
+def slice_group() -> Iterator[Group]:
+    """As the driver systemd has it."""
+    name = f"e2e{ids.new_vm_id()}"
+    made = Group(f"/{name}.slice/{name}-pod.slice", f"{name}-pod.slice")
+    yield made
+    until("the group is empty", lambda: cgroup.remove(made.name))
+    assert cgroup.remove(f"/{name}.slice")
 
 
 def test_who_asks_for_too_much_is_killed_and_the_others_live(sized: Daemon) -> None:
@@ -115,7 +128,7 @@ def test_the_vm_lives_under_pressure_in_the_kubelets_group(
     asked = 88 + 64
     group.limit(asked + RUNTIME_CLASS_MIB)
     sandbox = v1_pb2.LinuxPodSandboxConfig(
-        cgroup_parent=group.name,
+        cgroup_parent=group.parent,
         resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=asked * MIB),
     )
     pod = Pod.run(sized, linux=sandbox)
@@ -137,11 +150,12 @@ def test_the_vm_lives_under_pressure_in_the_kubelets_group(
     pod.remove()
 
 
-def test_a_limit_of_the_pod_alone_is_the_guests_too(sized: Daemon, group: Group) -> None:
+def test_a_limit_of_the_pod_alone_is_the_guests_too(sized: Daemon, slice_group: Group) -> None:
     """Limits of the pod as a whole: no container has one, and the group on the host does."""
+    group = slice_group
     group.limit(80 + RUNTIME_CLASS_MIB)
     sandbox = v1_pb2.LinuxPodSandboxConfig(
-        cgroup_parent=group.name,
+        cgroup_parent=group.parent,
         resources=v1_pb2.LinuxContainerResources(memory_limit_in_bytes=80 * MIB),
     )
     pod = Pod.run(sized, linux=sandbox)
