@@ -46,6 +46,11 @@ STOPPED: Final = "stopped"
 """The reason that a shim gives for the end of a pod that it was told to stop."""
 
 
+def images_of(container: ContainerRecord) -> set[str]:
+    """The ids of the images that a container is made of: its own, and those of its volumes."""
+    return {container.image.id, *container.volume_images}
+
+
 @dataclass
 class Daemon:
     """One thawd. Built by `cri.main`; tests build it with fakes."""
@@ -334,10 +339,17 @@ class Daemon:
             raise NotFound(f"image {ref} is not here", hint="pull it first")
         return image
 
-    def release_image(self, container: ContainerRecord) -> None:
+    def hold_images(self, container: ContainerRecord) -> None:
+        """Keep the layers of all that the container is made of. Raises `NotFound`."""
+        for image in images_of(container):
+            self.images.hold(image, f"{container.id}/{image}")
+
+    def release_images(self, container: ContainerRecord) -> None:
         """The container is gone; the layers of an image that was removed meanwhile go too."""
-        self.images.release(container.id)
-        if self.images.get(container.image.id) is None:
+        images = images_of(container)
+        for image in images:
+            self.images.release(f"{container.id}/{image}")
+        if any(self.images.get(image) is None for image in images):
             self.tasks.start(self.images.collect(), "collect layers")
 
     # --- the daemon's own life

@@ -192,7 +192,7 @@ async def _hold_images(daemon: Daemon) -> None:
     """Images of containers that were recovered stay; layers that nobody uses go."""
     for each in daemon.index.containers:
         try:
-            daemon.images.hold(each.record.image.id, each.id)
+            daemon.hold_images(each.record)
         except NotFound as error:
             log.warning("container %s: %s", each.id, error)
     await daemon.images.collect()

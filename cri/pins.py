@@ -13,7 +13,7 @@ import logging
 import os
 from pathlib import Path
 
-from hostlib import linux
+from hostlib import linux, mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,5 @@ def _mounts(folder: Path) -> list[str]:
     """What is mounted at and below `folder`; os.path.ismount does not see a folder that is bound
     to itself."""
     path = os.path.realpath(folder)
-    with open("/proc/thread-self/mountinfo", "rb") as source:
-        found = [_unescape(line.split(b" ")[4]) for line in source]
+    found = [each.path for each in mountinfo.read()]
     return [each for each in found if each == path or each.startswith(f"{path}/")]
-
-
-def _unescape(field: bytes) -> str:
-    # Space, tab, newline and backslash are written in octal (proc(5)).
-    for code in (b"\\040", b"\\011", b"\\012", b"\\134"):
-        field = field.replace(code, bytes([int(code[1:], 8)]))
-    return os.fsdecode(field)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cri.config import Config, shape_size
+from cri.sources import Sources
 from cri.vms import ExecResult, Wire
 from hostlib.errors import Internal
 from shim.client import Reply, ShimClient, ZygoteClient
@@ -71,16 +72,19 @@ class RemoteShim:
         container: ContainerRecord,
         spec: Wire,
         layers: Sequence[Mapping[str, str]],
-        mounts: Sequence[Mapping[str, Any]],
-        fds: Sequence[int],
+        volumes: Sequence[Mapping[str, str]],
+        sources: Sources,
     ) -> Wire:
         params = {
             "container": to_dict(container),
             "spec": spec,
             "layers": list(layers),
-            "mounts": list(mounts),
+            "volumes": list(volumes),
+            "mounts": sources.shares,
+            "disks": sources.disks,
         }
-        return (await self._call("container.create", params, fds=fds)).result
+        answer = await self._call("container.create", params, fds=sources.descriptors)
+        return answer.result
 
     async def container_start(self, container_id: str) -> int:
         return int((await self._call("container.start", {"id": container_id})).result["started_at"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cri.pod_limits import Bounds
+from cri.sources import Sources
 from hostlib.cgroup import Above
 from shim.records import ContainerRecord, PodRecord, ShimConfig
 
@@ -47,8 +48,8 @@ class Shim(Protocol):
         container: ContainerRecord,
         spec: Wire,
         layers: Sequence[Mapping[str, str]],
-        mounts: Sequence[Mapping[str, Any]],
-        fds: Sequence[int],
+        volumes: Sequence[Mapping[str, str]],
+        sources: Sources,
     ) -> Wire: ...
     async def container_start(self, container_id: str) -> int: ...
     async def container_stop(self, container_id: str, number: int, timeout: float) -> None: ...

@@ -155,9 +155,12 @@ class _MountAttr(ctypes.Structure):
     )
 
 
-def restrict_mount(descriptor: int, attributes: int, *, recursive: bool = True) -> None:
-    """Add MOUNT_ATTR_* to the mount behind `descriptor`, and to those below it. Linux 5.12."""
-    attr = _MountAttr(attributes, 0, 0, 0)
+def restrict_mount(
+    descriptor: int, attributes: int, *, recursive: bool = True, propagation: int = 0
+) -> None:
+    """Add MOUNT_ATTR_* to the mount behind `descriptor`, and to those below it, and give them a
+    propagation (MS_PRIVATE, MS_SLAVE). Linux 5.12."""
+    attr = _MountAttr(attributes, 0, propagation, 0)
     _check(
         _libc.syscall(
             ctypes.c_long(_SYS_MOUNT_SETATTR),

@@ -18,7 +18,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +33,11 @@ from hostlib.errors import (
 from hostlib.tasks import Tasks
 from shim import records, sandbox
 from shim.attach import Audience, Client
+from shim.disks import Disks
 from shim.laps import Laps
-from shim.layers import Layer, Layers, Machine
+from shim.layers import Layers, Machine
 from shim.log import LogWriter, StreamName
+from shim.plan import Plan
 from shim.records import EXIT_UNKNOWN, ContainerRecord
 from shim.streams import drain
 
@@ -54,14 +56,6 @@ EXIT_START_FAILED: Final = 128
 EXIT_KILLED: Final = 128 + signal.SIGKILL
 
 
-@dataclasses.dataclass(frozen=True)
-class SharedMount:
-    """A mount that was attached under the VM's shared folder."""
-
-    name: str
-    read_only: bool
-
-
 class Container:
     """One container. `on_exit` is told the record once, when it has ended."""
 
@@ -71,15 +65,18 @@ class Container:
         folder: Path,
         vm: Machine,
         layers: Layers,
+        disks: Disks,
         on_exit: Callable[[ContainerRecord], None],
     ) -> None:
         self.record = record
         self._folder = folder
         self._vm = vm
         self._layers = layers
+        self._disks = disks
         self._on_exit = on_exit
         self._layer_names: list[str] = []
-        self._shares: list[SharedMount] = []
+        self._shares: list[str] = []
+        self._slots: list[tuple[int, bool]] = []
         self._streams: dict[str, Any] = {}
         self._writer: LogWriter | None = None
         self._pumps: list[asyncio.Task[None]] = []
@@ -98,34 +95,30 @@ class Container:
         records.write(self._folder, record)
         self.record = record
 
-    async def create(
-        self,
-        spec: dict[str, Any],
-        layers: Sequence[Layer],
-        mounts: Sequence[tuple[SharedMount, int]],
-        mount_share: Callable[[], Any],
-    ) -> dict[str, int]:
+    async def create(self, plan: Plan, mount_share: Callable[[], Any]) -> dict[str, int]:
         """Prepare the container in the guest; its init waits. Nanoseconds for each step.
 
-        On an error nothing of it is left. `mounts` come with a descriptor each, which stay the
-        caller's; `mount_share` makes the guest mount the shared folder.
+        On an error nothing of it is left. `mount_share` makes the guest mount the shared folder.
         """
         laps = Laps()
         records.write(self._folder, self.record)
         laps.lap("record")
         try:
             await failpoint.hit("container.create")
+            layers = [*plan.layers, *plan.volumes]
             await self._layers.acquire(self._vm, layers)
             self._layer_names = [layer.name for layer in layers]
             laps.lap("layers")
-            for mount, tree in mounts:
-                sandbox.attach_share(
-                    self._folder / "share", mount.name, tree, read_only=mount.read_only
-                )
-                self._shares.append(mount)
-            if mounts:
+            for mount, tree in plan.mounts:
+                sandbox.attach_share(self._folder / "share", mount, tree)
+                self._shares.append(mount.name)
+            if plan.mounts:
                 await mount_share()
             laps.lap("shares")
+            for disk in plan.disks:
+                slot = await self._disks.attach(self._vm, disk)
+                self._slots.append((slot, disk.read_only))
+                plan.place_disk(disk, slot)
             agent = self._vm.agent
             self._streams["stdout"] = agent.open_stream()
             if not self.record.tty:
@@ -141,8 +134,8 @@ class Container:
                 "container.create",
                 {
                     "id": self.id,
-                    "spec": spec,
-                    "layers": list(self._layer_names),
+                    "spec": plan.spec,
+                    "layers": [layer.name for layer in plan.layers],
                     "streams": numbers,
                     "terminal": self.record.tty,
                 },
@@ -380,12 +373,15 @@ class Container:
                 self._vm.agent.request("container.delete", {"id": self.id, "force": True})
             )
         self._in_guest = False
-        for mount in self._shares:
+        for name in self._shares:
             try:
-                sandbox.detach_share(self._folder / "share", mount.name)
+                sandbox.detach_share(self._folder / "share", name)
             except ThawError as error:
                 log.warning("%s", error)
         self._shares.clear()
+        slots, self._slots = self._slots, []
+        for slot, read_only in slots if alive else ():
+            await self._attempt(self._disks.detach(self._vm, slot, read_only=read_only))
         names, self._layer_names = self._layer_names, []
         if alive and names:
             await self._attempt(self._layers.release(self._vm, names))

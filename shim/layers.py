@@ -106,6 +106,19 @@ class Layers:
         async with self._lock:
             await self._release(vm, list(dict.fromkeys(names)))
 
+    def lend(self) -> int:
+        """A free slot for something else that is read-only. Raises `ResourceExhausted`."""
+        if not self._free:
+            raise ResourceExhausted(
+                f"the pod has none of {self._slots} read-only slots free",
+                hint="use images with fewer layers, or fewer images in one pod",
+            )
+        return self._free.pop()
+
+    def take_back(self, slot: int) -> None:
+        """A slot that was lent is empty again."""
+        self._free.append(slot)
+
     async def _release(self, vm: Machine, names: Sequence[str]) -> None:
         for name in names:
             found = self._mounted.get(name)

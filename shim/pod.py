@@ -26,16 +26,19 @@ from hostlib.errors import (
 )
 from hostlib.tasks import Tasks
 from shim import records
-from shim.container import EXIT_KILLED, Container, SharedMount
+from shim.container import EXIT_KILLED, Container
+from shim.disks import Disks
 from shim.exec import Execs
 from shim.forward import Forwards
 from shim.laps import Laps
-from shim.layers import Layer, Layers
+from shim.layers import Layers
+from shim.plan import Plan
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
 from shim.relay import Hangups
 from shim.stats import Asker, Bounds, GuestStats
 from vmm import restore
 from vmm.microvm import MicroVM
+from vmm.qemu import argv
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class Pod:
         self.record: PodRecord | None = None
         self.containers: dict[str, Container] = {}
         self.layers = Layers(slots)
+        self.disks = Disks(self.layers, argv.FREE_RW_SLOTS)
         self.stopped = False
         self.reason = ""
         self._folder = folder
@@ -257,13 +261,7 @@ class Pod:
             raise NotFound(f"there is no container {str(container_id)[:64]} in this pod")
         return found
 
-    async def create_container(
-        self,
-        record: ContainerRecord,
-        spec: Wire,
-        layers: list[Layer],
-        mounts: list[tuple[SharedMount, int]],
-    ) -> dict[str, int]:
+    async def create_container(self, record: ContainerRecord, plan: Plan) -> dict[str, int]:
         """Create a container; nanoseconds for each step. On an error nothing of it is left."""
         pod = self.require_running()
         if record.pod_id != pod.id:
@@ -277,11 +275,12 @@ class Pod:
             self._folder,
             self.vm,
             self.layers,
+            self.disks,
             self._on_exit,
         )
         self.containers[record.id] = container
         try:
-            return await container.create(spec, layers, mounts, self._mount_share)
+            return await container.create(plan, self._mount_share)
         except BaseException:
             del self.containers[record.id]
             await container.close()

@@ -25,8 +25,7 @@ from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError
 from hostlib.tasks import Tasks
 from shim import params as read
 from shim import protocol, records, sandbox, streaming
-from shim.container import SharedMount
-from shim.layers import Layer
+from shim.plan import Plan
 from shim.pod import Pod
 from shim.protocol import Message, Wire
 from shim.records import ContainerRecord, PodRecord, ShimConfig, VMRecord
@@ -259,19 +258,8 @@ class Shim:
 
     async def _create(self, params: Wire, message: Message) -> Answer:
         record = records.from_dict(ContainerRecord, params.get("container"))
-        mounts = [
-            SharedMount(str(one.get("share")), one.get("readonly") is True)
-            for one in read.objects(params, "mounts")
-        ]
-        if len(mounts) != len(message.fds):
-            raise InvalidArgument(f"{len(mounts)} mounts came with {len(message.fds)} descriptors")
-        layers = [Layer.parse(one) for one in read.objects(params, "layers")]
-        timings = await self._require().create_container(
-            record,
-            read.object_of(params, "spec"),
-            layers,
-            list(zip(mounts, message.fds, strict=True)),
-        )
+        plan = Plan.parse(params, message.fds)
+        timings = await self._require().create_container(record, plan)
         return Answer({"timings": timings})
 
     async def _start(self, params: Wire, _message: Message) -> Answer:

@@ -143,7 +143,8 @@ class ImageRecord:
 @dataclass(frozen=True)
 class ContainerRecord:
     """A container. ``log_path`` is absolute, "" for none; ``mounts`` and ``config`` are CRI's, the
-    resources those in force. ``guest_cpus`` are the VM's processors that it has, "" for any."""
+    resources those in force. ``guest_cpus`` are the VM's processors that it has, "" for any;
+    ``volume_images`` the ids of the images that it mounts as volumes."""
 
     id: str
     pod_id: str
@@ -160,6 +161,7 @@ class ContainerRecord:
     stop_signal: str = ""
     config: Wire = field(default_factory=dict)
     guest_cpus: str = ""
+    volume_images: tuple[str, ...] = ()
     state: ContainerState = "created"
     started_at: int = 0
     finished_at: int = 0

@@ -8,8 +8,9 @@ import fcntl
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hostlib import linux
 from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
@@ -19,6 +20,26 @@ _FICLONE: Final = 0x40049409
 _SHARE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHARE_OPTIONS: Final = "mode=0755,size=1m,nr_inodes=4096"
 _VOLUME: Final = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+
+
+@dataclass(frozen=True)
+class SharedMount:
+    """A mount in the VM's shared folder. `recursive` says that what is mounted below it is
+    read-only too, `follows` that what the host mounts below it later is seen."""
+
+    name: str
+    read_only: bool
+    recursive: bool = False
+    follows: bool = False
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> SharedMount:
+        """The mount in a request. Raises `InvalidArgument`."""
+        name = str(data.get("share"))
+        if _SHARE_NAME.fullmatch(name) is None:
+            raise InvalidArgument(f"bad name of a shared mount: {name[:80]!r}")
+        flags = [data.get(each) is True for each in ("readonly", "recursive", "follows")]
+        return cls(name, *flags)
 
 
 def make_network_namespace(pin: Path) -> None:
@@ -60,14 +81,14 @@ def make_mount_namespace(share: Path, pins: Path) -> None:
         ) from error
 
 
-def attach_share(share: Path, name: str, tree: int, *, read_only: bool) -> None:
+def attach_share(share: Path, mount: SharedMount, tree: int) -> None:
     """Attach the detached mount behind `tree` at ``share/name``, a folder or a file as it is.
 
     The guest has the files as they are; the worker can open no device there, and run nothing.
+    What the host mounts below a mount that follows it comes with the flags that the host gave it.
     Raises `InvalidArgument` for a bad name, `FailedPrecondition` when it cannot be attached.
     """
-    if _SHARE_NAME.fullmatch(name) is None:
-        raise InvalidArgument(f"bad name of a shared mount: {name[:80]!r}")
+    name = mount.name
     target = share / name
     try:
         if stat.S_ISDIR(os.fstat(tree).st_mode):
@@ -75,9 +96,10 @@ def attach_share(share: Path, name: str, tree: int, *, read_only: bool) -> None:
         else:
             target.touch(mode=0o644, exist_ok=False)
         # Before it is attached: the worker's mount is a copy of this one as it is then.
-        linux.restrict_mount(tree, _VOLUME)
-        if read_only:
-            linux.restrict_mount(tree, linux.MOUNT_ATTR_RDONLY, recursive=False)
+        propagation = linux.MS_SLAVE if mount.follows else linux.MS_PRIVATE
+        linux.restrict_mount(tree, _VOLUME, propagation=propagation)
+        if mount.read_only:
+            linux.restrict_mount(tree, linux.MOUNT_ATTR_RDONLY, recursive=mount.recursive)
         linux.move_mount(tree, str(target))
     except OSError as error:
         with contextlib.suppress(FailedPrecondition):

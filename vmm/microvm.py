@@ -8,6 +8,7 @@ import enum
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -318,7 +319,7 @@ class MicroVM:
     async def attach(self, slot: int, source: Path | int, *, read_only: bool = True) -> None:
         """Put a disk image, by path or descriptor, into an empty slot.
 
-        Slots 0 to 11 are read-only, 12 and 13 read-write; the guest sees the slot as LUN. Raises
+        Slots 0 to 11 are read-only, 12 to 15 read-write; the guest sees the slot as LUN. Raises
         `InvalidArgument` for a slot of the other kind, `FailedPrecondition` when it is filled.
         """
         if not 0 <= slot < argv.SLOTS or read_only != argv.is_read_only(slot):
@@ -350,6 +351,7 @@ class MicroVM:
 
     async def _fill(self, slot: int, descriptor: int, read_only: bool) -> None:
         # Own numbers: a set left over from a failed attempt must not be used again.
+        is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         added = await self._execute("add-fd", {}, fd=descriptor)
         fdset = int(added["fdset-id"])
         done: list[tuple[str, dict[str, Any]]] = [("remove-fd", {"fdset-id": fdset})]
@@ -361,7 +363,7 @@ class MicroVM:
                     "node-name": f"n{slot}",
                     "read-only": read_only,
                     "file": {
-                        "driver": "file",
+                        "driver": "host_device" if is_device else "file",
                         "filename": f"/dev/fdset/{fdset}",
                         "locking": "off",
                         "read-only": read_only,

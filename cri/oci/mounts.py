@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cri.api import v1_pb2 as v1
+from cri.oci.security import OTHER_RUNTIME
 from hostlib.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 SHARE: Final = "/run/thaw/share"
@@ -17,6 +18,7 @@ GENERATION: Final = "/run/thaw/generation"
 
 _SEALED: Final = ("ro", "nosuid", "nodev", "noexec")
 
+_FOLLOWING: Final = (v1.PROPAGATION_HOST_TO_CONTAINER,)
 _MOUNT_OPTIONS: Final = frozenset({"noexec", "nodev", "nosuid"})
 
 
@@ -27,15 +29,38 @@ class HostMount:
     share: str
     host_path: str
     readonly: bool
+    recursive: bool = False
+    """Whether what is mounted below it is read-only too."""
+    follows: bool = False
+    """Whether what the host mounts below it later is seen (HOST_TO_CONTAINER)."""
 
 
-def mounts(
-    container_id: str, config: v1.ContainerConfig
-) -> tuple[list[dict[str, Any]], tuple[HostMount, ...]]:
-    """The spec's mounts in order, and what the share must hold for them. Raises `InvalidArgument`,
-    `Unimplemented`, `FailedPrecondition`."""
+@dataclass(frozen=True)
+class ImageMount:
+    """An image whose files the container sees; the source of `entry`, the spec's mount, is told
+    once it is known what layers the image has."""
+
+    number: int
+    """Which of the request's mounts it is."""
+    where: str
+    image: v1.ImageSpec
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """The spec's mounts in order, and what is needed before they are carried out."""
+
+    entries: list[dict[str, Any]]
+    host: tuple[HostMount, ...]
+    images: tuple[ImageMount, ...]
+
+
+def mounts(container_id: str, config: v1.ContainerConfig) -> Mounts:
+    """What the container mounts. Raises `InvalidArgument`, `Unimplemented`,
+    `FailedPrecondition`."""
     security = config.linux.security_context
-    binds, shares = _host_mounts(container_id, config.mounts)
+    asked, host, images = _asked_mounts(container_id, config.mounts)
     defaults = [
         *_default_mounts(privileged=security.privileged),
         *_identity_mounts(config.mounts, readonly=security.readonly_rootfs),
@@ -44,7 +69,7 @@ def mounts(
     generation = _mount(
         GENERATION, "bind", f"{IDENTITY}/generation", ["bind", "rprivate", *_SEALED]
     )
-    return [generation, *_order(defaults, binds)], shares
+    return Mounts([generation, *_order(defaults, asked)], tuple(host), tuple(images))
 
 
 def _default_mounts(*, privileged: bool) -> list[dict[str, Any]]:
@@ -85,49 +110,91 @@ def _identity_mounts(mounts: Iterable[v1.Mount], *, readonly: bool) -> list[dict
     ]
 
 
-def _host_mounts(
+def _asked_mounts(
     container_id: str, mounts: Sequence[v1.Mount]
-) -> tuple[list[dict[str, Any]], tuple[HostMount, ...]]:
-    binds, shares = [], []
+) -> tuple[list[dict[str, Any]], list[HostMount], list[ImageMount]]:
+    entries, host, images = [], [], []
     for number, mount in enumerate(mounts):
         path = mount.container_path
         if not path:
             raise InvalidArgument(f"mount {number} has no container_path")
+        where = f"mount at {path}"
         # A relative path is relative to the root, as in containerd.
         destination = posixpath.normpath("/" + path.lstrip("/"))
-        _check_mount(mount)
-        share = f"{container_id[:16]}-{number}"
-        shares.append(HostMount(share, mount.host_path, mount.readonly))
-        options = ["rbind", "rprivate", "ro" if mount.readonly else "rw", *mount.mount_options]
-        binds.append(_mount(destination, "bind", f"{SHARE}/{share}", options))
-    return binds, tuple(shares)
+        _check_mount(where, mount)
+        if mount.HasField("image"):
+            _check_image(where, mount)
+            options = ["ro", "nodev", *mount.mount_options]
+            if mount.image_sub_path:
+                options.append(f"subpath={mount.image_sub_path}")
+            entry = _mount(destination, "image", "", options)
+            images.append(ImageMount(number, where, mount.image, entry))
+        else:
+            _check_host(where, mount)
+            share = f"{container_id[:16]}-{number}"
+            recursive, follows = mount.recursive_read_only, mount.propagation in _FOLLOWING
+            host.append(HostMount(share, mount.host_path, mount.readonly, recursive, follows))
+            access = "rro" if recursive else "ro" if mount.readonly else "rw"
+            options = ["rbind", "rprivate", access, *mount.mount_options]
+            entry = _mount(destination, "bind", f"{SHARE}/{share}", options)
+        entries.append(entry)
+    return entries, host, images
 
 
-def _check_mount(mount: v1.Mount) -> None:
-    where = f"mount at {mount.container_path}"
-    if mount.HasField("image") or mount.image_sub_path:
-        raise Unimplemented(f"{where}: image volumes are not supported yet")
-    if not mount.host_path.startswith("/"):
-        raise InvalidArgument(f"{where}: host_path {mount.host_path!r} is not absolute")
-    if mount.propagation != v1.PROPAGATION_PRIVATE:
-        raise Unimplemented(
-            f"{where}: mounts do not propagate between the host and a microVM",
-            hint="use mountPropagation None",
-        )
+def _check_mount(where: str, mount: v1.Mount) -> None:
     if mount.uidMappings or mount.gidMappings:
-        raise Unimplemented(f"{where}: id-mapped mounts are not supported yet")
-    if mount.recursive_read_only and not mount.readonly:
-        raise InvalidArgument(f"{where}: recursive_read_only needs readonly")
+        raise Unimplemented(
+            f"{where}: id-mapped mounts are not supported",
+            hint="leave hostUsers at its default",
+        )
+    if mount.recursive_read_only:
+        if not mount.readonly:
+            raise InvalidArgument(f"{where}: recursive_read_only needs readonly")
+        if mount.propagation != v1.PROPAGATION_PRIVATE:
+            raise InvalidArgument(f"{where}: recursive_read_only needs propagation PRIVATE")
     if unknown := sorted(set(mount.mount_options) - _MOUNT_OPTIONS):
         raise InvalidArgument(
             f"{where}: unknown mount option {unknown[0]!r}", hint="noexec, nodev, nosuid"
         )
 
 
-def _order(defaults: list[dict[str, Any]], binds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _check_host(where: str, mount: v1.Mount) -> None:
+    if mount.image_sub_path:
+        raise InvalidArgument(f"{where}: image_sub_path needs an image")
+    if not mount.host_path.startswith("/"):
+        raise InvalidArgument(f"{where}: host_path {mount.host_path!r} is not absolute")
+    if "\0" in mount.host_path:
+        raise InvalidArgument(f"{where}: host_path contains a NUL byte")
+    if mount.propagation == v1.PROPAGATION_BIDIRECTIONAL:
+        raise FailedPrecondition(
+            f"{where}: what is mounted inside a microVM cannot appear on the host",
+            hint=f"use mountPropagation HostToContainer or None, or {OTHER_RUNTIME}",
+        )
+    if mount.propagation not in (v1.PROPAGATION_PRIVATE, *_FOLLOWING):
+        raise InvalidArgument(f"{where}: unknown propagation {mount.propagation}")
+
+
+def _check_image(where: str, mount: v1.Mount) -> None:
+    if mount.host_path:
+        raise InvalidArgument(f"{where}: it has a host_path and an image", hint="set one of them")
+    if not mount.image.image:
+        raise InvalidArgument(f"{where}: its image has no name")
+    if not mount.readonly:
+        raise InvalidArgument(f"{where}: an image can be mounted read-only alone")
+    if mount.propagation != v1.PROPAGATION_PRIVATE:
+        raise InvalidArgument(f"{where}: an image needs propagation PRIVATE")
+    path = mount.image_sub_path
+    if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        raise InvalidArgument(
+            f"{where}: image_sub_path {path!r} is no relative path inside the image",
+            hint="leave out the first / and every ..",
+        )
+
+
+def _order(defaults: list[dict[str, Any]], asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Parents before children; what the container mounts replaces a default at the same path."""
-    taken = {mount["destination"] for mount in binds}
+    taken = {mount["destination"] for mount in asked}
     if "/" in taken:
         raise FailedPrecondition("a mount cannot cover the container's root")
     kept = [mount for mount in defaults if mount["destination"] not in taken]
-    return sorted([*kept, *binds], key=lambda mount: mount["destination"].count("/"))
+    return sorted([*kept, *asked], key=lambda mount: mount["destination"].count("/"))

@@ -8,11 +8,11 @@ from typing import Any
 
 from cri.api import v1_pb2 as v1
 from cri.oci.capabilities import capabilities
-from cri.oci.mounts import HostMount, mounts
+from cri.oci.devices import HostDevice, devices
+from cri.oci.mounts import HostMount, ImageMount, mounts
 from cri.oci.process import ImageConfig, arguments, environment, user, working_dir
 from cri.oci.resources import resources
 from cri.oci.security import (
-    OTHER_RUNTIME,
     check_namespaces,
     check_security,
     check_selinux,
@@ -23,10 +23,12 @@ from hostlib.errors import InvalidArgument, Unimplemented
 
 @dataclass(frozen=True)
 class Built:
-    """The spec, and the host paths that must be in the share before it is carried out."""
+    """The spec, and what it needs before it is carried out: of the host, and of other images."""
 
     spec: dict[str, Any]
     mounts: tuple[HostMount, ...]
+    images: tuple[ImageMount, ...]
+    devices: tuple[HostDevice, ...]
 
 
 def check_sandbox(config: v1.PodSandboxConfig) -> None:
@@ -53,10 +55,10 @@ def build(
     """The spec of a container. Raises `InvalidArgument`, `Unimplemented`, `FailedPrecondition`."""
     if config.HasField("windows"):
         raise InvalidArgument("Windows containers are not supported")
-    _check_devices(config)
+    wanted_devices = _devices(config)
     security = config.linux.security_context
     check_security(security)
-    mounted, shares = mounts(container_id, config)
+    mounted = mounts(container_id, config)
     linux: dict[str, Any] = {
         "namespaces": namespaces(security.namespace_options),
         "resources": resources(config.linux.resources, privileged=security.privileged, cpus=cpus),
@@ -87,10 +89,10 @@ def build(
         },
         "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
         "hostname": hostname,
-        "mounts": mounted,
+        "mounts": mounted.entries,
         "linux": linux,
     }
-    return Built(spec, shares)
+    return Built(spec, mounted.host, mounted.images, wanted_devices)
 
 
 def exec_process(spec: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> dict[str, Any]:
@@ -107,11 +109,7 @@ def exec_process(spec: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> 
     return process
 
 
-def _check_devices(config: v1.ContainerConfig) -> None:
-    if config.devices:
-        raise Unimplemented(
-            f"host device {config.devices[0].host_path} cannot be given to a microVM",
-            hint=OTHER_RUNTIME,
-        )
+def _devices(config: v1.ContainerConfig) -> tuple[HostDevice, ...]:
     if config.CDI_devices:
         raise Unimplemented(f"CDI device {config.CDI_devices[0].name} is not supported")
+    return devices(config.devices)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import json_format
 
@@ -17,13 +17,15 @@ from cri.daemon import Daemon
 from cri.index import Container, Pod
 from cri.oci import resources as oci_resources
 from cri.oci import spec as oci_spec
-from cri.oci.mounts import HostMount
+from cri.oci.mounts import ImageMount
+from cri.sources import Sources
 from cri.trace import Trace
-from hostlib import failpoint, ids, linux
+from hostlib import failpoint, ids
 from hostlib.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     PermissionDenied,
     ResourceExhausted,
 )
@@ -94,38 +96,61 @@ async def _create(
     await check_log(record.log_path)
     await failpoint.hit("container.create")
     shim = daemon.shim_of(pod)
-    daemon.images.hold(image.id, container_id)
-    descriptors: list[int] = []
-    shares = _shares(built.mounts)
-
-    async def ask(image: Image) -> None:
-        begun = trace.elapsed()
-        answer = await shim.container_create(record, built.spec, layers(image), shares, descriptors)
-        trace.add_parts(name, begun, answer.get("timings") or {})
-
+    sources = Sources()
     try:
         await settle.settle(daemon, pod, sandbox, {container_id: resources})
+        with trace.step(f"{name}.volume images"):
+            volumes = await image_volumes(daemon, built.images)
+        record = dataclasses.replace(record, volume_images=tuple(each.id for each in volumes))
+        for mount, volume in zip(built.images, volumes, strict=True):
+            record.config["mounts"][mount.number]["image"]["image_ref"] = volume.id
+        daemon.hold_images(record)
         with trace.step(f"{name}.host paths"):
-            for mount in built.mounts:
-                descriptors += [await in_thread(open_host_path, mount.host_path)]
+            await in_thread(sources.add, built.spec, built.mounts, built.devices)
+
+        async def ask() -> None:
+            begun = trace.elapsed()
+            for mount, volume in zip(built.images, volumes, strict=True):
+                mount.entry["source"] = ":".join(each["name"] for each in layers(volume))
+            answer = await shim.container_create(
+                record,
+                built.spec,
+                layers(image),
+                [layer for volume in volumes for layer in layers(volume)],
+                sources,
+            )
+            trace.add_parts(name, begun, answer.get("timings") or {})
+
         try:
-            await ask(image)
+            await ask()
         except ResourceExhausted:
-            if len(image.mounts) == 1:
+            if all(len(each.mounts) == 1 for each in (image, *volumes)):
                 raise
-            # Other containers have the slots. Merged, the image needs one.
+            # Other containers have the slots. Merged, an image needs one.
             with trace.step(f"{name}.merge"):
                 image = await daemon.images.merge(image.id)
-            await ask(image)
+                volumes = [await daemon.images.merge(each.id) for each in volumes]
+            await ask()
         await failpoint.hit("container.created")
     except BaseException:
-        daemon.images.release(container_id)
+        daemon.release_images(record)
         raise
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        sources.close()
     daemon.index.add_container(Container(record, built.spec["process"]))
     return container_id
+
+
+async def image_volumes(daemon: Daemon, mounts: Sequence[ImageMount]) -> list[Image]:
+    """The images that are mounted as volumes. Raises `NotFound` for one that is not here."""
+    found = []
+    for mount in mounts:
+        try:
+            image = daemon.find_image(mount.image.image)
+        except NotFound as error:
+            raise NotFound(f"{mount.where}: {error.message}", hint="pull it first") from error
+        found.append(await daemon.images.runnable(image))
+    return found
 
 
 def pod_config(pod: Pod) -> v1.PodSandboxConfig:
@@ -155,23 +180,6 @@ def guest_cpus(
         if each.id != container_id and each.record.state != "exited"
     ]
     return cpusets.guest_cpus(wanted.cpuset_cpus, shape_size(pod.vm.shape)[0], others)
-
-
-def _shares(mounts: Sequence[HostMount]) -> list[dict[str, Any]]:
-    return [{"share": mount.share, "readonly": mount.readonly} for mount in mounts]
-
-
-def open_host_path(path: str) -> int:
-    """A detached mount of a host path; as with containerd, a folder that is missing is made.
-
-    Blocking. Raises `FailedPrecondition`.
-    """
-    try:
-        if not os.path.lexists(path):
-            os.makedirs(path, mode=0o755, exist_ok=True)
-        return linux.open_tree(os.path.realpath(path))
-    except OSError as error:
-        raise FailedPrecondition(f"host path {path} cannot be mounted: {error.strerror}") from error
 
 
 def _record(

@@ -36,6 +36,6 @@ async def remove(daemon: Daemon, container: Container) -> None:
         with contextlib.suppress(FileNotFoundError):
             await in_thread(path.unlink)
     daemon.index.remove_container(container, time.time_ns())
-    daemon.release_image(container.record)
+    daemon.release_images(container.record)
     if pod.ready:
         await settle.settle(daemon, pod, pod_config(pod))

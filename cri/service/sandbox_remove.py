@@ -31,6 +31,6 @@ async def remove(daemon: Daemon, pod: Pod) -> None:
     daemon.index.pod_removed(pod, time.time_ns())
     daemon.forget(pod)
     for each in containers:
-        daemon.release_image(each.record)
+        daemon.release_images(each.record)
     await daemon.end_stopped(pod.vm)
     await daemon.clean(pod.vm)

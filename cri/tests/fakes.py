@@ -14,6 +14,7 @@ from cri.config import Config
 from cri.daemon import Daemon
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
 from cri.snapshots import Snapshots
+from cri.sources import Sources
 from cri.streaming.tests.guests import End, take
 from cri.vms import ExecResult, Shim, Wire
 from hostlib.errors import DeadlineExceeded, NotFound, ThawError, Unavailable
@@ -99,10 +100,10 @@ class FakeShim:
         container: ContainerRecord,
         spec: Wire,
         layers: Sequence[Mapping[str, str]],
-        mounts: Sequence[Mapping[str, Any]],
-        fds: Sequence[int],
+        volumes: Sequence[Mapping[str, str]],
+        sources: Sources,
     ) -> Wire:
-        self._note("container_create", spec, layers, mounts, len(fds))
+        self._note("container_create", spec, layers, volumes, sources)
         self.containers[container.id] = container
         return {"timings": {"layers": 3, "guest": 4}}
 

@@ -7,8 +7,9 @@ import pytest
 from cri.api import v1_pb2 as v1
 from cri.oci import spec as oci_spec
 from cri.oci.capabilities import ALL, DEFAULT, capabilities
+from cri.oci.devices import devices
 from hostlib.devices import default_rules
-from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError, Unimplemented
+from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError
 from images.model import ImageConfig
 
 SHELL = ImageConfig(
@@ -145,13 +146,13 @@ def test_mounts() -> None:
         ({"container_path": "", "host_path": "/a"}, InvalidArgument),
         ({"container_path": "/", "host_path": "/a"}, FailedPrecondition),
         ({"container_path": "/a", "host_path": "a"}, InvalidArgument),
-        ({"container_path": "/a", "host_path": "/a", "propagation": 2}, Unimplemented),
+        ({"container_path": "/a", "host_path": "/a", "propagation": 2}, FailedPrecondition),
         ({"container_path": "/a", "host_path": "/a", "mount_options": ["suid"]}, InvalidArgument),
         (
             {"container_path": "/a", "host_path": "/a", "recursive_read_only": True},
             InvalidArgument,
         ),
-        ({"container_path": "/a", "image": v1.ImageSpec(image="x")}, Unimplemented),
+        ({"container_path": "/a", "image": v1.ImageSpec(image="x")}, InvalidArgument),
     ],
 )
 def test_mounts_that_are_refused(mount: dict[str, Any], error: type[ThawError]) -> None:
@@ -204,9 +205,17 @@ def test_no_seccomp_filter_is_asked_of_the_guest(kind: Any) -> None:
     assert "apparmorProfile" not in spec["process"]
 
 
-def test_devices_are_refused() -> None:
-    with pytest.raises(Unimplemented, match="/dev/fuse"):
-        build(v1.ContainerConfig(devices=[v1.Device(host_path="/dev/fuse")]))
+def test_devices_that_are_asked_for() -> None:
+    asked = [
+        v1.Device(host_path="/dev/fuse"),
+        v1.Device(host_path="/dev/sdz", container_path="/dev//a/./b", permissions="r"),
+    ]
+    found = devices(asked)
+    assert [each.path for each in found] == ["/dev/fuse", "/dev/a/b"]
+    assert [each.access for each in found] == ["rwm", "r"]
+    assert [each.read_only for each in found] == [False, True]
+    with pytest.raises(InvalidArgument, match="another device"):
+        devices([*asked, v1.Device(host_path="/dev/null", container_path="/dev/fuse")])
 
 
 @pytest.mark.parametrize("kind", ["network", "pid", "ipc"])

@@ -393,7 +393,7 @@ async def test_an_image_is_merged_when_the_pods_slots_are_short(client: Client) 
     layered(client, 3)
     container = await client.create(pod)
     assert shim.calls[-1][2] == [{"name": "9" * 64, "path": "/merged/9"}]
-    assert client.world.images.held == {container: SHELL.id}
+    assert client.world.images.held == {f"{container}/{SHELL.id}": SHELL.id}
     # One layer: there is nothing to merge.
     shim.container_create = create  # type: ignore[method-assign]
     shim.fail["container_create"] = ResourceExhausted("no slot is free")
@@ -405,7 +405,7 @@ async def test_an_image_is_merged_when_the_pods_slots_are_short(client: Client) 
         Code.RESOURCE_EXHAUSTED,
         "no slot",
     )
-    assert client.world.images.held == {container: SHELL.id}
+    assert client.world.images.held == {f"{container}/{SHELL.id}": SHELL.id}
 
 
 async def test_progress_of_a_pull_that_merges(client: Client) -> None:

@@ -7,7 +7,7 @@ use crate::container::cgroup;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
-use crate::{connect, restore, sandbox, state, stats, sys};
+use crate::{connect, restore, sandbox, scsi, state, stats, sys};
 
 pub use crate::sandbox::{child_ended, hear_child};
 
@@ -45,6 +45,7 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::ShareUnmount => done(agent.storage.unmount_share()),
         Request::LayerMount(wanted) => done(agent.storage.mount_layer(wanted.slot, &wanted.layer)),
         Request::LayerUnmount(wanted) => done(agent.storage.unmount_layer(&wanted.layer)),
+        Request::DiskRelease(wanted) => done(scsi::release(wanted.slot)),
         Request::ContainerCreate(wanted) => sandbox::create(agent, reply, *wanted).map(|()| None),
         Request::ContainerStart(wanted) => sandbox::start(agent, reply, &wanted.id).map(|()| None),
         Request::ContainerKill(wanted) => {

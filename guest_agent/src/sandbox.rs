@@ -11,7 +11,7 @@ use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns
 use crate::container::cgroup::{self, Cgroup};
 use crate::container::create::{Plan, Stdio, launch, launch_exec};
 use crate::container::namespaces::Own;
-use crate::container::{rootfs, signals, trash};
+use crate::container::{devices, rootfs, signals, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::request::{Create, ExecParams, StreamIds, Update};
 use crate::rpc::Given;
@@ -108,7 +108,7 @@ fn check_id(id: &str) -> Outcome<()> {
     if good { Ok(()) } else { Err(Fault::invalid(format!("container id {id:?} is not 64 hexadecimal digits"))) }
 }
 
-pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
+pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()> {
     check_id(&wanted.id)?;
     wanted.spec.check()?;
     let own = Own::parse(&wanted.spec.linux.namespaces)?;
@@ -122,6 +122,7 @@ pub fn create(agent: &mut Agent, reply: Reply, wanted: Create) -> Outcome<()> {
     if let Some(layer) = wanted.layers.iter().find(|layer| !agent.storage.has(layer)) {
         return Err(Fault::new(Code::NotFound, format!("layer {layer} is not mounted")));
     }
+    devices::find(&mut wanted.spec.linux)?;
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let cgroup = Cgroup::create(&wanted.id, &wanted.spec.linux.resources)?;
     let huge = cgroup.huge_pages();

@@ -3,8 +3,12 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::fault::{Code, Doing, Fault, Outcome};
 
@@ -65,6 +69,27 @@ pub fn device(lun: u32) -> Outcome<&'static str> {
 pub fn rescan(lun: u32) -> Outcome<()> {
     let path = slot(lun)?.folder.join("rescan");
     fs::write(&path, "1").doing(|| format!("rescan {}", path.display()))
+}
+
+/// The number of the block device of a LUN that was filled just now, with the size that it has now.
+pub fn fresh(lun: u32) -> Outcome<u64> {
+    rescan(lun)?;
+    let device = device(lun)?;
+    Ok(rustix::fs::stat(device).doing(|| format!("stat {device}"))?.st_rdev)
+}
+
+/// Writes out and forgets what the kernel holds of a LUN that is to be emptied; `FailedPrecondition` while it is mounted.
+pub fn release(lun: u32) -> Outcome<()> {
+    let device = device(lun)?;
+    // Exclusively, for block devices: not while a file system is mounted from it.
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    let disk = rustix::fs::open(device, flags, Mode::empty()).map_err(|error| {
+        let code = if error == Errno::BUSY { Code::FailedPrecondition } else { Code::Internal };
+        let why = crate::fault::words(&io::Error::from(error));
+        Fault::new(code, format!("slot {lun}: open {device}: {why}"))
+    })?;
+    rustix::fs::fsync(&disk).doing(|| format!("write out {device}"))?;
+    crate::sys::forget_buffers(disk.as_fd()).doing(|| format!("forget {device}"))
 }
 
 #[cfg(test)]

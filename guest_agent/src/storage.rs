@@ -25,7 +25,7 @@ pub struct Storage {
     share: bool,
 }
 
-fn check_name(name: &str) -> Outcome<()> {
+pub fn check_name(name: &str) -> Outcome<()> {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
         return Err(Fault::invalid(format!("layer {name:?}: names are 1 to 64 of a-z and 0-9")));

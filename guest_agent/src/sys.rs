@@ -226,6 +226,13 @@ pub fn take_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
     check(libc::c_long::from(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) })).map(drop)
 }
 
+/// Drops what the kernel holds in memory of a block device.
+pub fn forget_buffers(disk: BorrowedFd<'_>) -> io::Result<()> {
+    const BLKFLSBUF: libc::c_ulong = 0x1261;
+    // SAFETY: BLKFLSBUF takes no argument.
+    check(libc::c_long::from(unsafe { libc::ioctl(disk.as_raw_fd(), BLKFLSBUF as _, 0) })).map(drop)
+}
+
 /// mount_setattr(2): read-only for a whole tree of mounts.
 pub fn read_only_tree(mounted: BorrowedFd<'_>) -> io::Result<()> {
     const MOUNT_ATTR_RDONLY: u64 = 1;

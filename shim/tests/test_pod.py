@@ -22,6 +22,7 @@ from hostlib.errors import (
 )
 from shim import records, streams
 from shim.layers import Layer
+from shim.plan import Plan
 from shim.pod import Pod
 from shim.records import ContainerMetadata, ContainerRecord, PodMetadata, PodRecord, VMRecord
 from shim.server import Answer
@@ -51,7 +52,7 @@ class Bench:
 
     async def create(self, container: str = ID, *names: str, **changes: Any) -> dict[str, int]:
         record = ContainerRecord(container, POD, ContainerMetadata("c"), 1, **changes)
-        return await self.pod.create_container(record, {}, layers(*(names or ("base",))), [])
+        return await self.pod.create_container(record, Plan({}, layers(*(names or ("base",)))))
 
     async def run(self, container: str = ID, **changes: Any) -> None:
         await self.create(container, **changes)

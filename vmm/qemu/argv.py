@@ -13,10 +13,13 @@ from vmm.channel import SERIAL, VSOCK
 from vmm.shape import MachineShape
 
 RO_SLOTS: Final = 12
-RW_SLOTS: Final = 2
+RW_SLOTS: Final = 4
 SLOTS: Final = RO_SLOTS + RW_SLOTS
 SCRATCH_SLOT: Final = RO_SLOTS
 """The first read-write slot: the VM's scratch disk, mounted since the bake."""
+
+FREE_RW_SLOTS: Final = range(SCRATCH_SLOT + 1, SLOTS)
+"""The others, for block devices of the host."""
 
 SLOT_SIZE: Final = 1 << 40
 """Bytes of an empty slot: a guest reads at most this much of what is put into it later."""
@@ -114,7 +117,7 @@ def accelerator(accel: str, vcpus: int) -> str:
 
 
 def is_read_only(slot: int) -> bool:
-    """Slots 0 to 11 are read-only, 12 and 13 read-write: the guest sees it at bake."""
+    """Slots 0 to 11 are read-only, 12 to 15 read-write: the guest sees it at bake."""
     return slot < RO_SLOTS
 
 

@@ -84,8 +84,8 @@ def test_the_channel_is_baked_into_the_machine_its_ends_are_not() -> None:
 def test_slots() -> None:
     line = argv.argv(machine())
     slots = [item for item in line if item.startswith("scsi-hd")]
-    assert len(slots) == argv.SLOTS == 14
-    assert [argv.is_read_only(slot) for slot in (0, 11, 12, 13)] == [True, True, False, False]
+    assert len(slots) == argv.SLOTS == 16
+    assert [argv.is_read_only(slot) for slot in (0, 11, 12, 15)] == [True, True, False, False]
     assert sum("read-only=on" in item for item in line) == argv.RO_SLOTS
     assert slots[13] == "scsi-hd,id=d13,bus=scsi0.0,channel=0,scsi-id=0,lun=13,drive=e13"
 

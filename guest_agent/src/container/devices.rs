@@ -6,8 +6,9 @@ use rustix::fs::{FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat}
 use rustix::io::Errno;
 
 use crate::container::paths::{self, Wanted};
-use crate::container::spec::Device;
-use crate::fault::{Doing, Fault, Outcome};
+use crate::container::spec::{Device, DeviceRule, Linux};
+use crate::fault::{Code, Doing, Fault, Outcome};
+use crate::scsi;
 
 /// Those the runtime specification demands, config-linux.md "Default Devices".
 const DEFAULTS: [(&str, u32, u32); 6] =
@@ -25,6 +26,33 @@ fn present_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
         Err(Errno::EXIST) => Ok(()),
         other => other,
     }
+}
+
+/// Finds the numbers of the devices that the guest's kernel has, disks among them, and lets the container use the disks.
+pub fn find(linux: &mut Linux) -> Outcome<()> {
+    for device in &mut linux.devices {
+        if let Some(slot) = device.slot {
+            let number = scsi::fresh(slot)?;
+            (device.major, device.minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+            // No rules are no filter.
+            if !linux.resources.devices.is_empty() {
+                linux.resources.devices.push(DeviceRule {
+                    allow: true,
+                    kind: "b".to_owned(),
+                    major: Some(device.major.into()),
+                    minor: Some(device.minor.into()),
+                    access: device.access.clone(),
+                });
+            }
+        } else if matches!(device.kind.as_str(), "c" | "u") {
+            let (path, major, minor) = (&device.path, device.major, device.minor);
+            if !paths::exists(&format!("/sys/dev/char/{major}:{minor}")) {
+                let text = format!("device {path}: the guest's kernel has no character device {major}:{minor}");
+                return Err(Fault::new(Code::FailedPrecondition, text));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Fills /dev. Without a tmpfs of its own there, nodes would lie on the overlay, where none works: only links are made.

@@ -7,6 +7,7 @@ pub mod device_filter;
 pub mod devices;
 pub mod exec;
 pub mod hooks;
+pub mod image;
 pub mod mounts;
 pub mod namespaces;
 pub mod paths;

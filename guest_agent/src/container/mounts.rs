@@ -9,6 +9,7 @@ use rustix::mount::{
 
 use crate::container::paths::{self, Wanted};
 use crate::container::spec::Mount;
+use crate::container::{image, rootfs};
 use crate::fault::{Code, Doing, Fault, Outcome};
 
 const SHARE: &str = "/run/thaw/share";
@@ -111,7 +112,8 @@ fn bind(target: &OwnedFd, entry: &Mount, options: &Options, root: &OwnedFd, sour
     // The new mount covers what `target` still refers to: it is opened again.
     let mounted = paths::ensure(root.as_fd(), &entry.destination, paths::wanted_for(source))?;
     if !options.flags.is_empty() {
-        let flags = options.flags | MountFlags::BIND;
+        let at = paths::by_fd(&mounted);
+        let flags = options.flags | MountFlags::BIND | rootfs::present_flags(&at)?;
         mount_remount(paths::by_fd(&mounted), flags, c"").doing(|| format!("remount {}", entry.destination))?;
         if options.recursive_read_only {
             crate::sys::read_only_tree(mounted.as_fd())
@@ -127,6 +129,12 @@ fn bind(target: &OwnedFd, entry: &Mount, options: &Options, root: &OwnedFd, sour
 /// Carries out one mount under `root`.
 pub fn carry_out(root: &OwnedFd, entry: &Mount) -> Outcome<()> {
     let options = parse(&entry.options)?;
+    if entry.kind == "image" {
+        return image::with_source(entry, |source| {
+            let target = paths::ensure(root.as_fd(), &entry.destination, paths::wanted_for(source))?;
+            bind(&target, entry, &options, root, source)
+        });
+    }
     let binds = entry.kind == "bind" || entry.options.iter().any(|option| option == "bind" || option == "rbind");
     if binds {
         let source = bind_source(&entry.source)?;

@@ -40,6 +40,12 @@ fn is_directory(fd: &OwnedFd) -> bool {
     has_type(fd, FileType::Directory)
 }
 
+/// Opens (O_PATH) what is at `path` under `root`, which must be there.
+pub fn open_inside(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let relative = path.trim_start_matches('/');
+    open(root, Path::new(if relative.is_empty() { "." } else { relative }))
+}
+
 /// Opens (O_PATH) what is at `path` under `root`, making what is missing.
 pub fn ensure(root: BorrowedFd<'_>, path: &str, wanted: Wanted) -> Outcome<OwnedFd> {
     let relative = Path::new(path.trim_start_matches('/'));
@@ -187,6 +193,8 @@ mod tests {
             symlink("a/x", root.join("b")).unwrap();
             assert!(ensure(fd, "/a/y", Wanted::File).is_err());
             assert!(ensure(fd, "/x/../../y", Wanted::File).is_err());
+            assert_eq!(open_inside(fd, "a").unwrap_err(), Errno::LOOP);
+            assert_eq!(open_inside(fd, "none").unwrap_err(), Errno::NOENT);
             fs::write(root.join("file"), "").unwrap();
             assert!(ensure(fd, "/file/below", Wanted::File).is_err());
         });

@@ -127,7 +127,7 @@ pub fn seal(spec: &Spec) -> Outcome<()> {
 }
 
 /// A remount replaces these flags, so those that a mount has are named again.
-fn present_flags(path: &str) -> Outcome<MountFlags> {
+pub fn present_flags(path: &str) -> Outcome<MountFlags> {
     let present = rustix::fs::statvfs(path).doing(|| format!("stat the file system of {path}"))?.f_flag;
     let pairs = [
         (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),

@@ -225,6 +225,11 @@ pub struct Device {
     pub major: u32,
     #[serde(default)]
     pub minor: u32,
+    /// The disk in this slot, in place of numbers.
+    pub slot: Option<u32>,
+    /// What the container may do with it, as in a device rule.
+    #[serde(default)]
+    pub access: String,
     pub file_mode: Option<u32>,
     #[serde(default)]
     pub uid: u32,

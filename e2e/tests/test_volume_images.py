@@ -1,0 +1,87 @@
+"""Images as volumes: read-only at a path, whole or a part, and never more than the image."""
+
+from __future__ import annotations
+
+import pytest
+
+from cri.api import v1_pb2
+from demo import oci
+from e2e.harness.daemon import Daemon
+from e2e.harness.pods import Pod
+from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.registry import Registry
+from hostlib import errors
+
+
+def image(path: str, ref: str, sub: str = "", **more: object) -> v1_pb2.Mount:
+    return v1_pb2.Mount(
+        container_path=path,
+        image=v1_pb2.ImageSpec(image=ref),
+        image_sub_path=sub,
+        **({"readonly": True} | more),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def data(registry: Registry) -> str:
+    """An image of two layers, whose links try to leave it."""
+    low, high = oci.Layer(), oci.Layer()
+    low.file("model/weights", "low").file("model/gone", "x").file(
+        "bin/tool", "#!/bin/sh\necho ran", 0o755
+    )
+    high.file("model/weights", "high").delete("model/gone").file("etc/passwd", "the image's own")
+    high.symlink("inside", "/model").symlink("up", "../../../../etc").symlink("host", "/etc/passwd")
+    high.symlink("loop", "loop").symlink("proc", "/proc/self/root")
+    return registry.push(oci.image([low, high], {}), "e2e/data")
+
+
+def test_an_image_is_a_volume(daemon: Daemon, data: str) -> None:
+    client = daemon.client
+    image_id = client.pull_image(data)
+    pod = Pod.run(daemon)
+    container = pod.start(
+        SHELL,
+        SLEEP,
+        mounts=[
+            image("/data", data),
+            image("/etc/model", image_id, "model"),
+            image("/inside", data, "inside/"),
+            image("/up", data, "up"),
+            image("/file", data, "host"),
+            image("/shell", SHELL, mount_options=["noexec"]),
+        ],
+    )
+    assert container.sh("cat /data/model/weights; ls /data/model /etc/model /inside") == (
+        "high/data/model:\nweights\n\n/etc/model:\nweights\n\n/inside:\nweights"
+    )
+    assert container.sh("/data/bin/tool") == "ran"
+    assert container.sh("cat /up/passwd /file") == "the image's ownthe image's own"
+    assert "permission denied" in container.sh("/shell/bin/sh -c : 2>&1 || true").lower()
+    for path in ("/data/x", "/etc/model/x", "/file", "/shell/x"):
+        assert "read-only" in container.sh(f"(echo > {path}) 2>&1 || true").lower(), path
+    assert [each.image.image_ref for each in container.status().mounts][:2] == [image_id] * 2
+    # Another container, and the next daemon, still have it when it is removed.
+    client.remove_image(data)
+    assert container.sh("cat /data/model/weights") == "high"
+    with pytest.raises(errors.NotFound, match="pull"):
+        pod.create(SHELL, SLEEP, name="late", mounts=[image("/data", data)])
+
+
+def test_what_is_not_in_the_image_is_refused(daemon: Daemon, data: str) -> None:
+    daemon.client.pull_image(data)
+    pod = Pod.run(daemon)
+    for mount, error, words in (
+        (image("/v", data, "none"), errors.NotFound, "sub path"),
+        (image("/v", data, "etc/passwd/below"), errors.NotFound, "sub path"),
+        (image("/v", data, "loop"), errors.FailedPrecondition, "sub path"),
+        (image("/v", data, "proc/etc"), errors.FailedPrecondition, "sub path"),
+        (image("/v", data, "../etc"), errors.InvalidArgument, "relative path"),
+        (image("/v", data, "/etc"), errors.InvalidArgument, "relative path"),
+        (image("/v", data, readonly=False), errors.InvalidArgument, "read-only alone"),
+        (image("/v", data, host_path="/tmp"), errors.InvalidArgument, "host_path and an image"),
+        (image("/v", "registry.test/not/here:1"), errors.NotFound, "not here"),
+        (image("/v", ""), errors.InvalidArgument, "no name"),
+    ):
+        with pytest.raises(error, match=words):
+            pod.create(SHELL, SLEEP, mounts=[mount])
+    assert pod.start(SHELL, SLEEP, mounts=[image("/v", data)]).sh("ls /v/model") == "weights"
