@@ -27,6 +27,12 @@ _IN_EVERY_GUEST: Final = {
 }
 """Character devices that are the kernel's alone, by number: the guest's own stand for them."""
 
+_PUBLISHED: Final = "..data"
+"""The link that the kubelet swaps, in a folder that it publishes."""
+
+_EMPTY_DIR: Final = "/volumes/kubernetes.io~empty-dir/"
+"""What the kubelet's path of an emptyDir has in it; with medium Memory a tmpfs is mounted there."""
+
 _SPECIAL: Final = {
     stat.S_IFSOCK: ("a socket", "a program inside a microVM cannot connect to a host's process"),
     stat.S_IFIFO: ("a FIFO", "a FIFO does not join a microVM and the host"),
@@ -99,14 +105,18 @@ class Sources:
         if mount.readonly and not mount.recursive and nested:
             # All that is below is one mount to the guest. The host's are read-only as asked.
             entry["options"] = ["rw" if each == "ro" else each for each in entry["options"]]
-        self.shares.append(
-            {
-                "share": mount.share,
-                "readonly": mount.readonly,
-                "recursive": mount.recursive,
-                "follows": mount.follows,
-            }
-        )
+        share: dict[str, Any] = {
+            "share": mount.share,
+            "readonly": mount.readonly,
+            "recursive": mount.recursive,
+            "follows": mount.follows,
+        }
+        if not nested and stat.S_ISDIR(mode):
+            if mount.readonly and os.path.islink(os.path.join(path, _PUBLISHED)):
+                share["published"] = True
+            elif (memory := _in_memory(tree, path, table)) is not None:
+                share["memory"] = memory
+        self.shares.append(share)
 
     def _device(self, spec: dict[str, Any], device: HostDevice) -> None:
         try:
@@ -142,7 +152,31 @@ class Sources:
 
 
 def _depends_on_mounts(mount: HostMount) -> bool:
-    return mount.follows or (mount.readonly and not mount.recursive)
+    pods = f"{os.sep}pods{os.sep}"
+    return mount.follows or mount.readonly or pods in mount.host_path
+
+
+def _in_memory(tree: int, path: str, table: list[mountinfo.Mounted]) -> dict[str, Any] | None:
+    """What the guest needs to have an emptyDir of medium Memory, or a part of one, as its own."""
+    found = os.fstat(tree)
+    same = [each for each in table if each.device == found.st_dev and each.kind == "tmpfs"]
+    if not any(each.root == "/" and _EMPTY_DIR in each.path for each in same):
+        return None
+    shown = max((each for each in same if _within(path, each.path)), key=lambda m: len(m.path))
+    inside = os.path.join(shown.root, os.path.relpath(path, shown.path))
+    size = os.fstatvfs(tree)
+    return {
+        "device": found.st_dev,
+        "path": os.path.normpath(inside).strip("/").removeprefix("."),
+        "size": size.f_blocks * size.f_frsize,
+        "mode": stat.S_IMODE(found.st_mode),
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+    }
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _check_follows(path: str, real: str, table: list[mountinfo.Mounted]) -> None:

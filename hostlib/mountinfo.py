@@ -11,6 +11,8 @@ class Mounted:
     """One mount. `root` is what of its file system it shows."""
 
     id: int
+    device: int
+    """The number of its file system, as stat(2) has it."""
     root: str
     path: str
     kind: str
@@ -31,6 +33,7 @@ def parse(line: bytes) -> Mounted:
     tags = [each.partition(b":")[0] for each in fields[6:end]]
     return Mounted(
         int(fields[0]),
+        os.makedev(*(int(each) for each in fields[2].split(b":"))),
         unescape(fields[3]),
         unescape(fields[4]),
         os.fsdecode(fields[end + 1]),

@@ -40,6 +40,7 @@ from shim.log import LogWriter, StreamName
 from shim.plan import Plan
 from shim.records import EXIT_UNKNOWN, ContainerRecord
 from shim.streams import drain
+from shim.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Container:
         vm: Machine,
         layers: Layers,
         disks: Disks,
+        volumes: Volumes,
         on_exit: Callable[[ContainerRecord], None],
     ) -> None:
         self.record = record
@@ -73,9 +75,11 @@ class Container:
         self._vm = vm
         self._layers = layers
         self._disks = disks
+        self._volumes = volumes
         self._on_exit = on_exit
         self._layer_names: list[str] = []
         self._shares: list[str] = []
+        self._kept: list[str] = []
         self._slots: list[tuple[int, bool]] = []
         self._streams: dict[str, Any] = {}
         self._writer: LogWriter | None = None
@@ -110,9 +114,14 @@ class Container:
             self._layer_names = [layer.name for layer in layers]
             laps.lap("layers")
             for mount, tree in plan.mounts:
+                place = await self._volumes.take(self._vm, mount, tree)
+                if place is not None:
+                    self._kept.append(mount.name)
+                    plan.place_volume(mount, place)
+                    continue
                 sandbox.attach_share(self._folder / "share", mount, tree)
                 self._shares.append(mount.name)
-            if plan.mounts:
+            if self._shares:
                 await mount_share()
             laps.lap("shares")
             for disk in plan.disks:
@@ -379,6 +388,9 @@ class Container:
             except ThawError as error:
                 log.warning("%s", error)
         self._shares.clear()
+        kept, self._kept = self._kept, []
+        for name in kept:
+            await self._attempt(self._volumes.release(self._vm, name, alive=alive))
         slots, self._slots = self._slots, []
         for slot, read_only in slots if alive else ():
             await self._attempt(self._disks.detach(self._vm, slot, read_only=read_only))

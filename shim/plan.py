@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from hostlib.errors import InvalidArgument
 from shim import params as read
 from shim.layers import Layer
 from shim.protocol import Wire
 from shim.sandbox import SharedMount
+
+SHARE: Final = "/run/thaw/share"
+"""Where the guest has the shared folder."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Plan:
                 )
             ],
         )
+
+    def place_volume(self, mount: SharedMount, place: str) -> None:
+        """Say in the spec where in the guest the volume is."""
+        for entry in self.spec.get("mounts", ()):
+            if entry.get("source") == f"{SHARE}/{mount.name}":
+                entry["source"] = place
 
     def place_disk(self, disk: Disk, slot: int) -> None:
         """Say in the spec in which slot the disk is."""

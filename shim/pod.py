@@ -36,6 +36,7 @@ from shim.plan import Plan
 from shim.records import EXIT_UNKNOWN, ContainerRecord, PodRecord, VMRecord
 from shim.relay import Hangups
 from shim.stats import Asker, Bounds, GuestStats
+from shim.volumes import Volumes
 from vmm import restore
 from vmm.microvm import MicroVM
 from vmm.qemu import argv
@@ -66,6 +67,7 @@ class Pod:
         self.record: PodRecord | None = None
         self.containers: dict[str, Container] = {}
         self.layers = Layers(slots)
+        self.volumes = Volumes()
         self.disks = Disks(self.layers, argv.FREE_RW_SLOTS)
         self.stopped = False
         self.reason = ""
@@ -276,6 +278,7 @@ class Pod:
             self.vm,
             self.layers,
             self.disks,
+            self.volumes,
             self._on_exit,
         )
         self.containers[record.id] = container
@@ -342,6 +345,7 @@ class Pod:
         """End the background work; the VM must have ended."""
         for container in self.containers.values():
             await container.close()
+        await self.volumes.close()
         await self.execs.close()
         await self.forwards.close()
         await self._asker.close()

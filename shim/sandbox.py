@@ -23,14 +23,41 @@ _VOLUME: Final = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_
 
 
 @dataclass(frozen=True)
+class MemoryVolume:
+    """A tmpfs of the host that the guest has in its own memory: the number of its file system, the
+    path inside it, its size in bytes, and mode and owner of the folder."""
+
+    device: int
+    path: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def parse(cls, data: object) -> MemoryVolume:
+        """The volume in a request. Raises `InvalidArgument`."""
+        if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+            raise InvalidArgument("a volume in memory has no path")
+        numbers = [data.get(each) for each in ("device", "size", "mode", "uid", "gid")]
+        if not all(isinstance(each, int) and each >= 0 for each in numbers):
+            raise InvalidArgument("a volume in memory has a bad number")
+        device, *others = numbers
+        return cls(device, data["path"], *others)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class SharedMount:
     """A mount in the VM's shared folder. `recursive` says that what is mounted below it is
-    read-only too, `follows` that what the host mounts below it later is seen."""
+    read-only too, `follows` that what the host mounts below it later is seen. One that is
+    `published`, or has a `memory`, lives in the guest where it can (`shim.volumes`)."""
 
     name: str
     read_only: bool
     recursive: bool = False
     follows: bool = False
+    published: bool = False
+    memory: MemoryVolume | None = None
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> SharedMount:
@@ -38,8 +65,15 @@ class SharedMount:
         name = str(data.get("share"))
         if _SHARE_NAME.fullmatch(name) is None:
             raise InvalidArgument(f"bad name of a shared mount: {name[:80]!r}")
-        flags = [data.get(each) is True for each in ("readonly", "recursive", "follows")]
-        return cls(name, *flags)
+        memory = data.get("memory")
+        return cls(
+            name,
+            read_only=data.get("readonly") is True,
+            recursive=data.get("recursive") is True,
+            follows=data.get("follows") is True,
+            published=data.get("published") is True,
+            memory=None if memory is None else MemoryVolume.parse(memory),
+        )
 
 
 def make_network_namespace(pin: Path) -> None:

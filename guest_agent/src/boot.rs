@@ -13,7 +13,7 @@ use crate::container::cgroup;
 use crate::fault::{Doing, Fault, Outcome};
 
 /// Folders of the agent under /run/thaw.
-const FOLDERS: [&str; 6] = ["layers", "scratch", "share", "identity", "rootfs", "state"];
+const FOLDERS: [&str; 7] = ["layers", "scratch", "share", "volumes", "identity", "rootfs", "state"];
 /// Files that the steps `identity` and `generation` fill; empty from boot on, so that they can be bound.
 pub const IDENTITY_FILES: [&str; 6] = ["hostname", "hosts", "resolv.conf", "machine-id", "boot_id", "generation"];
 

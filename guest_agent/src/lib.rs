@@ -30,6 +30,7 @@ mod status;
 mod storage;
 mod streams;
 mod sys;
+mod volumes;
 
 use std::process::ExitCode;
 

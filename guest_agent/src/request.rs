@@ -40,6 +40,55 @@ pub struct LayerUnmount {
     pub layer: String,
 }
 
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Folder,
+    File,
+    Link,
+}
+
+/// A file, folder or link of a volume; the path of its top is empty.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    pub path: String,
+    pub kind: Kind,
+    #[serde(default)]
+    pub mode: u32,
+    #[serde(default)]
+    pub uid: u32,
+    #[serde(default)]
+    pub gid: u32,
+    /// A file's content in base64, or where a link leads.
+    #[serde(default)]
+    pub data: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeWrite {
+    pub volume: String,
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMemory {
+    pub volume: String,
+    pub path: String,
+    pub size: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRemove {
+    pub volume: String,
+}
+
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamIds {
@@ -180,6 +229,9 @@ pub enum Request {
     LayerMount(LayerMount),
     LayerUnmount(LayerUnmount),
     DiskRelease(Slot),
+    VolumeWrite(VolumeWrite),
+    VolumeMemory(VolumeMemory),
+    VolumeRemove(VolumeRemove),
     ContainerCreate(Box<Create>),
     ContainerStart(Id),
     ContainerKill(Kill),
@@ -222,6 +274,9 @@ pub fn parse(message: &[u8]) -> Outcome<Request> {
         "layer.mount" => Request::LayerMount(read(method, params)?),
         "layer.unmount" => Request::LayerUnmount(read(method, params)?),
         "disk.release" => Request::DiskRelease(read(method, params)?),
+        "volume.write" => Request::VolumeWrite(read(method, params)?),
+        "volume.memory" => Request::VolumeMemory(read(method, params)?),
+        "volume.remove" => Request::VolumeRemove(read(method, params)?),
         "container.create" => Request::ContainerCreate(read(method, params)?),
         "container.start" => Request::ContainerStart(read(method, params)?),
         "container.kill" => Request::ContainerKill(read(method, params)?),

@@ -7,7 +7,7 @@ use crate::container::cgroup;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
-use crate::{connect, restore, sandbox, scsi, state, stats, sys};
+use crate::{connect, restore, sandbox, scsi, state, stats, sys, volumes};
 
 pub use crate::sandbox::{child_ended, hear_child};
 
@@ -46,6 +46,9 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::LayerMount(wanted) => done(agent.storage.mount_layer(wanted.slot, &wanted.layer)),
         Request::LayerUnmount(wanted) => done(agent.storage.unmount_layer(&wanted.layer)),
         Request::DiskRelease(wanted) => done(scsi::release(wanted.slot)),
+        Request::VolumeWrite(wanted) => done(volumes::write(&wanted.volume, &wanted.entries)),
+        Request::VolumeMemory(wanted) => done(volumes::memory(&wanted)),
+        Request::VolumeRemove(wanted) => done(volumes::remove(&wanted.volume)),
         Request::ContainerCreate(wanted) => sandbox::create(agent, reply, *wanted).map(|()| None),
         Request::ContainerStart(wanted) => sandbox::start(agent, reply, &wanted.id).map(|()| None),
         Request::ContainerKill(wanted) => {

@@ -11,6 +11,7 @@ use crate::container::paths::{self, Wanted};
 use crate::container::spec::Mount;
 use crate::container::{image, rootfs};
 use crate::fault::{Code, Doing, Fault, Outcome};
+use crate::volumes::VOLUMES;
 
 const SHARE: &str = "/run/thaw/share";
 const IDENTITY: &str = "/run/thaw/identity";
@@ -87,14 +88,18 @@ pub fn propagation(name: &str) -> Option<MountPropagationFlags> {
     })
 }
 
-/// Opens the source of a bind mount: the pod's share or a file that `identity` wrote, and nothing else of the guest.
+/// Opens the source of a bind mount: the pod's share, a volume or a file that `identity` wrote, and nothing else of the guest.
 fn bind_source(source: &str) -> Outcome<OwnedFd> {
-    let refused =
-        || Fault::invalid(format!("mounts: bind source {source:?} is neither in {SHARE} nor a file of {IDENTITY}"));
+    let refused = || {
+        Fault::invalid(format!(
+            "mounts: bind source {source:?} is neither in {SHARE} or {VOLUMES} nor a file of {IDENTITY}"
+        ))
+    };
     let beneath = |base: &str| source.strip_prefix(base).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    let (base, rest) = match (beneath(SHARE), beneath(IDENTITY)) {
-        (Some(rest), _) => (SHARE, rest),
-        (None, Some(rest)) if rest.len() > 1 => (IDENTITY, rest),
+    let (base, rest) = match (beneath(SHARE), beneath(IDENTITY), beneath(VOLUMES)) {
+        (Some(rest), _, _) => (SHARE, rest),
+        (None, Some(rest), _) if rest.len() > 1 => (IDENTITY, rest),
+        (None, None, Some(rest)) if rest.len() > 1 => (VOLUMES, rest),
         _ => return Err(refused()),
     };
     paths::open_beneath(base, rest.trim_start_matches('/')).map_err(|error| {

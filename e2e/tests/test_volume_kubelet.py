@@ -1,0 +1,197 @@
+"""Volumes as the kubelet makes them: published by a swapped link, or a tmpfs of the pod's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri.api import v1_pb2
+from e2e.harness.daemon import Daemon
+from e2e.harness.pods import Container, Pod
+from e2e.harness.refs import SLEEP, WEBAPP
+from e2e.harness.waiting import until
+from hostlib import linux
+
+
+class Published:
+    """A configMap's folder, written as kubernetes/pkg/volume/util's AtomicWriter does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._count = 0
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+
+    def publish(self, files: Mapping[str, str | bytes], *, mode: int = 0o644, gid: int = 0) -> None:
+        self._count += 1
+        payload = self.folder / f"..2026_01_01_{self._count}"
+        payload.mkdir(mode=0o755)
+        for name, content in files.items():
+            file = payload / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+            file.chmod(mode)
+            os.chown(file, 0, gid)
+        data = self.folder / "..data"
+        old = self.folder / os.readlink(data) if data.is_symlink() else None
+        (self.folder / "..data_tmp").symlink_to(payload.name)
+        (self.folder / "..data_tmp").rename(data)
+        names = {name.split("/")[0] for name in files}
+        for name in names:
+            if not (self.folder / name).is_symlink():
+                (self.folder / name).symlink_to(f"..data/{name}")
+        for each in self.folder.iterdir():
+            if not each.name.startswith("..") and each.name not in names:
+                each.unlink()
+        if old is not None:
+            shutil.rmtree(old)
+
+
+def start(pod: Pod, mounts: list[v1_pb2.Mount], name: str = "main") -> Container:
+    root = v1_pb2.LinuxContainerSecurityContext(run_as_user=v1_pb2.Int64Value(value=0))
+    linux_config = v1_pb2.LinuxContainerConfig(security_context=root)
+    return pod.start(WEBAPP, SLEEP, name=name, mounts=mounts, linux=linux_config)
+
+
+def mount(path: str, host: Path, **more: Any) -> v1_pb2.Mount:
+    return v1_pb2.Mount(container_path=path, host_path=str(host), **more)
+
+
+WATCH = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init()
+libc.inotify_add_watch(fd, b"/config", 0x380)
+libc.inotify_add_watch(fd, b"/config/key", 0x400)
+open("/tmp/ready", "w").close()
+seen = set()
+while not {"moved ..data", "deleted"} <= seen:
+    data, at = os.read(fd, 65536), 0
+    while at < len(data):
+        _, mask, _, length = struct.unpack_from("iIII", data, at)
+        name = data[at + 16:at + 16 + length].rstrip(bytes(1)).decode()
+        at += 16 + length
+        if mask & 0x80:
+            seen.add(f"moved {name}")
+        if mask & 0x400:
+            seen.add("deleted")
+print(open("/config/key").read())
+"""
+
+
+def test_what_is_published_anew_is_seen_and_wakes_who_waits(daemon: Daemon, tmp_path: Path) -> None:
+    published = Published(tmp_path / "config")
+    published.publish({"key": "one", "deep/er": "x", "gone": "y", "binary": bytes(range(256))})
+    large = Published(tmp_path / "large")
+    large.publish({"big": bytes(3 << 20)})
+    pod = Pod.run(daemon)
+    container = start(
+        pod,
+        [
+            mount("/config", published.folder, readonly=True),
+            mount("/large", large.folder, readonly=True),
+            mount("/writable", published.folder),
+        ],
+    )
+    assert container.sh("cat /config/key /config/deep/er /config/gone") == "onexy"
+    assert container.sh("wc -c < /config/binary; stat -Lc '%a %u %g' /config/key") == (
+        "256\n644 0 0"
+    )
+    assert container.sh("(echo x > /config/key) 2>&1 || true").lower().count("read-only") == 1
+    heard: list[str] = []
+
+    def listen() -> None:
+        argv = ["/usr/bin/python3", "-c", WATCH]
+        answer = daemon.client.exec_sync(container.id, argv, 60)
+        heard.append(answer.stdout.decode() + answer.stderr.decode())
+
+    waiting = threading.Thread(target=listen)
+    waiting.start()
+    until("it waits", lambda: container.sh("ls /tmp/ready 2>/dev/null || true"))
+    published.publish({"key": "two", "new": "z"}, mode=0o440, gid=4242)
+    waiting.join()
+    assert heard == ["two\n"]
+    until("it is whole", lambda: container.sh("ls /config") == "key\nnew")
+    assert container.sh("cat /config/new; stat -Lc ' %a %u %g' /config/key") == "z 440 0 4242"
+    assert "..2026_01_01_1" not in container.sh("ls -A /config")
+    # Too large to be copied, or to be written to: shared, and seen all the same.
+    large.publish({"big": "small now"})
+    assert container.sh("cat /large/big; cat /writable/key") == "small nowtwo"
+    # Many changes at once end with the last.
+    for n in range(30):
+        published.publish({"key": f"n{n}"})
+    until("the last is seen", lambda: container.sh("cat /config/key; ls /config") == "n29key")
+    daemon.client.remove_container(container.id)
+    second = start(pod, [mount("/config", published.folder, readonly=True)], "second")
+    assert second.sh("cat /config/key") == "n29"
+
+
+@pytest.fixture
+def empty_dir(tmp_path: Path) -> Iterator[Path]:
+    """An emptyDir of medium Memory."""
+    place = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/cache"
+    place.mkdir(parents=True)
+    linux.mount("tmpfs", str(place), "tmpfs", data="mode=2777,size=16m")
+    os.chown(place, 0, 3000)
+    yield place
+    linux.umount(str(place))
+
+
+MAP = """
+import fcntl, mmap, os, socket
+with open("/cache/map", "w+b") as file:
+    file.truncate(8192)
+    with mmap.mmap(file.fileno(), 8192, mmap.MAP_SHARED) as view:
+        view[:5] = b"hello"
+    fcntl.flock(file, fcntl.LOCK_EX)
+server = socket.socket(socket.AF_UNIX)
+server.bind("/cache/sock")
+server.listen()
+socket.socket(socket.AF_UNIX).connect("/cache/sock")
+print(os.statvfs("/cache").f_blocks * os.statvfs("/cache").f_frsize >> 20)
+"""
+
+
+def test_an_empty_dir_of_medium_memory_is_the_guests(
+    daemon: Daemon, empty_dir: Path, tmp_path: Path
+) -> None:
+    sub = empty_dir / "sub"
+    sub.mkdir(mode=0o750)
+    # As the kubelet does for a subPath.
+    bound = tmp_path / "pods/uid/volume-subpaths/cache/main/0"
+    bound.mkdir(parents=True)
+    linux.mount(str(sub), str(bound), flags=linux.MS_BIND)
+    try:
+        pod = Pod.run(daemon)
+        first = start(pod, [mount("/cache", empty_dir)], "first")
+        second = start(pod, [mount("/all", empty_dir), mount("/part", bound)], "second")
+    finally:
+        linux.umount(str(bound))
+    assert first.sh("stat -c '%a %u %g' /cache; grep -c ' /cache tmpfs ' /proc/mounts") == (
+        "2777 0 3000\n1"
+    )
+    answer = daemon.client.exec_sync(first.id, ["/usr/bin/python3", "-c", MAP])
+    assert answer.stdout == b"16\n", answer.stderr
+    assert second.sh("head -c 5 /all/map; stat -c ' %a' /part; ls /all") == (
+        "hello 2750\nmap\nsock\nsub"
+    )
+    second.sh("echo x > /part/file")
+    assert first.sh("cat /cache/sub/file") == "x"
+    assert os.listdir(empty_dir) == ["sub"]
+    daemon.client.remove_container(first.id)
+    again = start(pod, [mount("/cache", empty_dir, readonly=True)], "again")
+    assert again.sh("cat /cache/sub/file; (echo > /cache/y) 2>&1 || true").startswith("x")
+    assert "y" not in second.sh("ls /all").split()
+
+
+def test_one_that_has_files_on_the_host_stays_there(daemon: Daemon, empty_dir: Path) -> None:
+    (empty_dir / "there").write_text("before")
+    container = start(Pod.run(daemon), [mount("/cache", empty_dir)])
+    assert container.sh("cat /cache/there; echo x > /cache/made") == "before"
+    assert (empty_dir / "made").read_text() == "x\n"

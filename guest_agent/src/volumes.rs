@@ -1,0 +1,189 @@
+//! Volumes that live in the guest's memory: copies of what the host publishes, and folders that containers share.
+//!
+//! 9p tells nobody in the guest what changes on the host. So what the kubelet publishes by swapping a link is copied here,
+//! in the order in which it was published: a program that waits by inotify is woken as it would be on the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+use crate::fault::{Doing, Fault, Outcome};
+use crate::request::{Entry, Kind, VolumeMemory};
+
+pub const VOLUMES: &str = "/run/thaw/volumes";
+/// The link that the kubelet swaps; the others lead through it.
+const DATA: &str = "..data";
+const TEMPORARY: &str = ".thaw";
+
+fn folder(name: &str) -> Outcome<String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(good) {
+        return Err(Fault::invalid(format!("volume {name:?}: names are 1 to 64 of a-z, A-Z, 0-9 and -")));
+    }
+    Ok(format!("{VOLUMES}/{name}"))
+}
+
+/// A relative path of names alone.
+fn plain(path: &str) -> Outcome<&Path> {
+    let path = Path::new(path);
+    if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(Fault::invalid(format!("volume: {} is no plain path", path.display())));
+    }
+    Ok(path)
+}
+
+fn open_folder(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+}
+
+/// Makes the volume hold these entries and nothing else. Links change last, the swapped one first.
+pub fn write(name: &str, entries: &[Entry]) -> Outcome<()> {
+    let base = folder(name)?;
+    fs::create_dir_all(&base).doing(|| format!("create {base}"))?;
+    let root = rustix::fs::open(&base, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("open {base}"))?;
+    let mut wanted = BTreeMap::new();
+    for entry in entries {
+        wanted.insert(if entry.path.is_empty() { Path::new("") } else { plain(&entry.path)? }, entry);
+    }
+    let doing = |entry: &Entry| format!("volume {name}: write {}", entry.path);
+    // A folder sorts before what is in it.
+    for (path, entry) in wanted.iter().filter(|(_, entry)| entry.kind != Kind::Link) {
+        put(&root, path, entry).doing(|| doing(entry))?;
+    }
+    let links = |first: bool| {
+        wanted.iter().filter(move |(path, entry)| entry.kind == Kind::Link && (path.as_os_str() == DATA) == first)
+    };
+    for (path, entry) in links(true).chain(links(false)) {
+        put(&root, path, entry).doing(|| doing(entry))?;
+    }
+    let kept: BTreeSet<&Path> = wanted.keys().copied().collect();
+    sweep(Path::new(&base), Path::new(""), &kept).doing(|| format!("volume {name}: remove what is gone"))
+}
+
+fn put(root: &OwnedFd, path: &Path, entry: &Entry) -> std::io::Result<()> {
+    let (mode, owner) =
+        (Mode::from_raw_mode(entry.mode & 0o7777), (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid)));
+    let Some(name) = path.file_name() else {
+        rustix::fs::fchown(root, Some(owner.0), Some(owner.1))?;
+        return Ok(rustix::fs::fchmod(root, mode)?);
+    };
+    let parent = open_folder(root.as_fd(), path.parent().unwrap_or(Path::new("")))?;
+    match entry.kind {
+        Kind::Folder => {
+            match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+                Err(error) if error != Errno::EXIST => return Err(error.into()),
+                _ => {}
+            }
+            let made = open_folder(parent.as_fd(), Path::new(name))?;
+            rustix::fs::fchown(&made, Some(owner.0), Some(owner.1))?;
+            rustix::fs::fchmod(&made, mode)?;
+        }
+        Kind::File => {
+            let data = STANDARD.decode(&entry.data).map_err(|_| std::io::ErrorKind::InvalidData)?;
+            if same(&parent, Path::new(name), entry, &data) {
+                return Ok(());
+            }
+            let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&parent, TEMPORARY, flags, Mode::RUSR)?;
+            fs::File::from(file.try_clone()?).write_all(&data)?;
+            rustix::fs::fchown(&file, Some(owner.0), Some(owner.1))?;
+            rustix::fs::fchmod(&file, mode)?;
+            rustix::fs::renameat(&parent, TEMPORARY, &parent, name)?;
+        }
+        Kind::Link => {
+            let target = rustix::fs::readlinkat(&parent, name, Vec::new());
+            if target.is_ok_and(|target| target.as_bytes() == entry.data.as_bytes()) {
+                return Ok(());
+            }
+            let temporary = format!("{}_tmp", name.to_string_lossy());
+            let _ = rustix::fs::unlinkat(&parent, &temporary, AtFlags::empty());
+            rustix::fs::symlinkat(&entry.data, &parent, &temporary)?;
+            rustix::fs::chownat(&parent, &temporary, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::renameat(&parent, &temporary, &parent, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the file is as it should be: then nobody is woken.
+fn same(parent: &OwnedFd, name: &Path, entry: &Entry, data: &[u8]) -> bool {
+    let Ok(file) = rustix::fs::openat(parent, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    else {
+        return false;
+    };
+    let Ok(stat) = rustix::fs::fstat(&file) else { return false };
+    let mut found = Vec::new();
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (entry.mode & 0o7777, entry.uid, entry.gid)
+        && std::io::Read::read_to_end(&mut fs::File::from(file), &mut found).is_ok()
+        && found == data
+}
+
+fn sweep(base: &Path, within: &Path, kept: &BTreeSet<&Path>) -> std::io::Result<()> {
+    for entry in fs::read_dir(base.join(within))? {
+        let entry = entry?;
+        let path = within.join(entry.file_name());
+        let is_folder = entry.file_type()?.is_dir();
+        match (kept.contains(path.as_path()), is_folder) {
+            (true, true) => sweep(base, &path, kept)?,
+            (true, false) => {}
+            (false, true) => fs::remove_dir_all(entry.path())?,
+            (false, false) => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes a tmpfs, once, and the folder `path` in it, once: its mode and owner are those it began with on the host.
+pub fn memory(wanted: &VolumeMemory) -> Outcome<()> {
+    let base = folder(&wanted.volume)?;
+    if fs::create_dir_all(VOLUMES).and_then(|()| fs::create_dir(&base)).is_ok() {
+        let options = std::ffi::CString::new(format!("size={},mode=0777", wanted.size)).unwrap_or_default();
+        let flags = MountFlags::NODEV | MountFlags::NOSUID;
+        if let Err(error) = mount("tmpfs", base.as_str(), "tmpfs", flags, options.as_c_str()) {
+            let _ = fs::remove_dir(&base);
+            return Err(error).doing(|| format!("mount a tmpfs at {base}"));
+        }
+        own(&base, wanted)?;
+    }
+    let mut place = base;
+    for part in plain(&wanted.path)?.components() {
+        place = format!("{place}/{}", part.as_os_str().to_string_lossy());
+        match fs::symlink_metadata(&place) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(Fault::invalid(format!("volume: {place} is no folder"))),
+            Err(_) => {
+                fs::create_dir(&place).doing(|| format!("create {place}"))?;
+                own(&place, wanted)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn own(path: &str, wanted: &VolumeMemory) -> Outcome<()> {
+    std::os::unix::fs::chown(path, Some(wanted.uid), Some(wanted.gid)).doing(|| format!("owner of {path}"))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(wanted.mode & 0o7777);
+    fs::set_permissions(path, mode).doing(|| format!("mode of {path}"))
+}
+
+/// Forgets a copy.
+pub fn remove(name: &str) -> Outcome<()> {
+    let base = folder(name)?;
+    match fs::remove_dir_all(&base) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing(|| format!("remove {base}")),
+        _ => Ok(()),
+    }
+}
