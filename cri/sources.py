@@ -4,7 +4,9 @@ shim. A folder or file goes into the pod's share; a disk into a slot; what else 
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,8 +32,10 @@ _IN_EVERY_GUEST: Final = {
 _PUBLISHED: Final = "..data"
 """The link that the kubelet swaps, in a folder that it publishes."""
 
-_EMPTY_DIR: Final = "/volumes/kubernetes.io~empty-dir/"
-"""What the kubelet's path of an emptyDir has in it; with medium Memory a tmpfs is mounted there."""
+_EMPTY_DIR: Final = re.compile(
+    r"(?P<folder>.*/pods/[^/]+/volumes/kubernetes\.io~empty-dir/[^/]+)(?P<part>/.*)?", re.DOTALL
+)
+"""The kubelet's path of an emptyDir; with medium Memory a tmpfs is mounted there."""
 
 _SPECIAL: Final = {
     stat.S_IFSOCK: ("a socket", "a program inside a microVM cannot connect to a host's process"),
@@ -114,8 +118,8 @@ class Sources:
         if not nested and stat.S_ISDIR(mode):
             if mount.readonly and os.path.islink(os.path.join(path, _PUBLISHED)):
                 share["published"] = True
-            elif (memory := _in_memory(tree, path, table)) is not None:
-                share["memory"] = memory
+            elif (own := _empty_dir(tree, path, table)) is not None:
+                share["own"] = own
         self.shares.append(share)
 
     def _device(self, spec: dict[str, Any], device: HostDevice) -> None:
@@ -156,23 +160,39 @@ def _depends_on_mounts(mount: HostMount) -> bool:
     return mount.follows or mount.readonly or pods in mount.host_path
 
 
-def _in_memory(tree: int, path: str, table: list[mountinfo.Mounted]) -> dict[str, Any] | None:
-    """What the guest needs to have an emptyDir of medium Memory, or a part of one, as its own."""
-    found = os.fstat(tree)
-    same = [each for each in table if each.device == found.st_dev and each.kind == "tmpfs"]
-    if not any(each.root == "/" and _EMPTY_DIR in each.path for each in same):
+def _empty_dir(tree: int, path: str, table: list[mountinfo.Mounted]) -> dict[str, Any] | None:
+    """What the guest needs to have an emptyDir, or a part of one, as its own."""
+    shown = max((each for each in table if _within(path, each.path)), key=_depth, default=None)
+    if shown is None:
         return None
-    shown = max((each for each in same if _within(path, each.path)), key=lambda m: len(m.path))
-    inside = os.path.join(shown.root, os.path.relpath(path, shown.path))
-    size = os.fstatvfs(tree)
+    found = os.fstat(tree)
+    # A subPath is a mount of its own, and tells by its root what it is a part of.
+    inside = os.path.normpath(os.path.join(shown.root, os.path.relpath(path, shown.path)))
+    match = _EMPTY_DIR.fullmatch(inside)
+    size = 0
+    if match is not None:
+        folder, part = match["folder"], match["part"] or ""
+    elif shown.kind == "tmpfs" and any(
+        each.device == found.st_dev and each.root == "/" and _EMPTY_DIR.fullmatch(each.path)
+        for each in table
+    ):
+        folder, part = "/", inside
+        size = os.fstatvfs(tree).f_blocks * os.fstatvfs(tree).f_frsize
+    else:
+        return None
     return {
-        "device": found.st_dev,
-        "path": os.path.normpath(inside).strip("/").removeprefix("."),
-        "size": size.f_blocks * size.f_frsize,
+        "key": hashlib.sha256(f"{found.st_dev} {folder}".encode()).hexdigest()[:32],
+        "path": part.strip("/"),
+        "size": size,
         "mode": stat.S_IMODE(found.st_mode),
         "uid": found.st_uid,
         "gid": found.st_gid,
     }
+
+
+def _depth(mount: mountinfo.Mounted) -> tuple[int, int]:
+    # Of those at one path the last covers the others.
+    return len(mount.path), mount.id
 
 
 def _within(path: str, folder: str) -> bool:

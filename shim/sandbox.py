@@ -18,16 +18,18 @@ from vmm import sparse
 
 _FICLONE: Final = 0x40049409
 _SHARE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_KEY: Final = re.compile(r"[0-9a-f]{1,56}")
 _SHARE_OPTIONS: Final = "mode=0755,size=1m,nr_inodes=4096"
 _VOLUME: Final = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 
 
 @dataclass(frozen=True)
-class MemoryVolume:
-    """A tmpfs of the host that the guest has in its own memory: the number of its file system, the
-    path inside it, its size in bytes, and mode and owner of the folder."""
+class OwnVolume:
+    """An emptyDir, which the guest has as its own: a name that is the same for each of its mounts,
+    the path inside it, its size in bytes where it is a tmpfs (else 0), the folder's mode and
+    owner."""
 
-    device: int
+    key: str
     path: str
     size: int
     mode: int
@@ -35,29 +37,31 @@ class MemoryVolume:
     gid: int
 
     @classmethod
-    def parse(cls, data: object) -> MemoryVolume:
+    def parse(cls, data: object) -> OwnVolume:
         """The volume in a request. Raises `InvalidArgument`."""
         if not isinstance(data, dict) or not isinstance(data.get("path"), str):
-            raise InvalidArgument("a volume in memory has no path")
-        numbers = [data.get(each) for each in ("device", "size", "mode", "uid", "gid")]
+            raise InvalidArgument("a volume of the guest's has no path")
+        key = data.get("key")
+        if not isinstance(key, str) or _KEY.fullmatch(key) is None:
+            raise InvalidArgument(f"bad key of a volume: {str(key)[:80]!r}")
+        numbers = [data.get(each) for each in ("size", "mode", "uid", "gid")]
         if not all(isinstance(each, int) and each >= 0 for each in numbers):
-            raise InvalidArgument("a volume in memory has a bad number")
-        device, *others = numbers
-        return cls(device, data["path"], *others)  # type: ignore[arg-type]
+            raise InvalidArgument("a volume of the guest's has a bad number")
+        return cls(key, data["path"], *numbers)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class SharedMount:
     """A mount in the VM's shared folder. `recursive` says that what is mounted below it is
     read-only too, `follows` that what the host mounts below it later is seen. One that is
-    `published`, or has a `memory`, lives in the guest where it can (`shim.volumes`)."""
+    `published`, or is the guest's `own`, lives in the guest where it can (`shim.volumes`)."""
 
     name: str
     read_only: bool
     recursive: bool = False
     follows: bool = False
     published: bool = False
-    memory: MemoryVolume | None = None
+    own: OwnVolume | None = None
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> SharedMount:
@@ -65,14 +69,14 @@ class SharedMount:
         name = str(data.get("share"))
         if _SHARE_NAME.fullmatch(name) is None:
             raise InvalidArgument(f"bad name of a shared mount: {name[:80]!r}")
-        memory = data.get("memory")
+        own = data.get("own")
         return cls(
             name,
             read_only=data.get("readonly") is True,
             recursive=data.get("recursive") is True,
             follows=data.get("follows") is True,
             published=data.get("published") is True,
-            memory=None if memory is None else MemoryVolume.parse(memory),
+            own=None if own is None else OwnVolume.parse(own),
         )
 
 

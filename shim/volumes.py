@@ -1,8 +1,8 @@
-"""Volumes of a pod that live in its guest's memory instead of the shared folder.
+"""Volumes of a pod that live in its guest instead of the shared folder.
 
 A published folder (`shim.published`) is copied, and copied anew when the host exchanges it, so that
-inotify fires in the guest. An emptyDir of medium Memory is a tmpfs of the guest's, which its
-containers share and which ends with the VM.
+inotify fires in the guest. An emptyDir is the guest's own, in memory or on its scratch disk: its
+containers share it, with all that a file system can do, and it ends with the VM.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import logging
 import os
 from typing import Any, Final
 
+from hostlib import failpoint
 from hostlib.errors import ThawError, Unavailable
 from hostlib.inotify import Inotify
 from hostlib.tasks import Tasks, in_thread
 from shim import published
 from shim.layers import Machine
-from shim.sandbox import MemoryVolume, SharedMount
+from shim.sandbox import OwnVolume, SharedMount
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _SETTLE: Final = 0.02
 """Seconds: an exchange is several changes."""
 
 _POLL: Final = 10.0
-"""Seconds between looks where the host gives no inotify instance."""
+"""Seconds between looks where the host gives no inotify instance, and after a failure."""
 
 _ATTEMPTS: Final = 20
 _MAX_HOST_ENTRIES: Final = 1024
@@ -76,15 +77,15 @@ class Volumes:
         self._tasks = Tasks()
         self._inotify: Inotify | None = None
         self._copies: dict[str, tuple[_Copy, asyncio.Task[None]]] = {}
-        self._memory: dict[int, int] = {}
+        self._own: set[str] = set()
 
     async def take(self, vm: Machine, mount: SharedMount, tree: int) -> str | None:
         """Have the guest hold the volume; where it is there. None for one that is to be shared.
 
         Raises what the agent does.
         """
-        if mount.memory is not None:
-            return await self._take_memory(vm, mount.memory, tree)
+        if mount.own is not None:
+            return await self._take_own(vm, mount.own, tree)
         if not mount.published:
             return None
         copy = _Copy(mount.name, tree)
@@ -92,6 +93,7 @@ class Volumes:
             # Before it is read, so that no change is missed.
             self._watch(copy)
             entries = await copy.read()
+            await failpoint.hit("volume.copy")
         except BaseException as error:
             self._forget(copy)
             if not isinstance(error, ThawError):
@@ -127,9 +129,6 @@ class Volumes:
         for copy, _ in self._copies.values():
             self._forget(copy)
         self._copies.clear()
-        for tree in self._memory.values():
-            os.close(tree)
-        self._memory.clear()
         if self._inotify is not None:
             self._inotify.close()
             self._inotify = None
@@ -149,9 +148,10 @@ class Volumes:
         copy.close()
 
     async def _follow(self, vm: Machine, copy: _Copy) -> None:
+        failed = False
         while True:
             try:
-                async with asyncio.timeout(_POLL if copy.watch < 0 else None):
+                async with asyncio.timeout(_POLL if failed or copy.watch < 0 else None):
                     await copy.changed.wait()
                 await asyncio.sleep(_SETTLE)
             except TimeoutError:
@@ -159,17 +159,19 @@ class Volumes:
             copy.changed.clear()
             try:
                 await copy.send(vm, await copy.read())
+                failed = False
             except ThawError as error:
+                failed = True
                 log.warning("volume %s stays as it was: %s", copy.name, error)
 
-    async def _take_memory(self, vm: Machine, wanted: MemoryVolume, tree: int) -> str | None:
-        known = wanted.device in self._memory
-        if not known and not await in_thread(_only_folders, tree):
-            # What is there already would be hidden.
+    async def _take_own(self, vm: Machine, wanted: OwnVolume, tree: int) -> str | None:
+        # What is on the host already would be hidden.
+        if wanted.key not in self._own and not await in_thread(_only_folders, tree):
             return None
-        name = f"memory-{wanted.device}"
+        name = f"own-{wanted.key}"
+        await failpoint.hit("volume.make")
         await vm.agent.request(
-            "volume.memory",
+            "volume.make",
             {
                 "volume": name,
                 "path": wanted.path,
@@ -179,9 +181,7 @@ class Volumes:
                 "gid": wanted.gid,
             },
         )
-        if wanted.device not in self._memory:
-            # While it is open its number means no other file system.
-            self._memory[wanted.device] = os.dup(tree)
+        self._own.add(wanted.key)
         return f"{FOLDER}/{name}/{wanted.path}".rstrip("/")
 
 

@@ -18,7 +18,7 @@ from cri.oci.security import (
     check_selinux,
     namespaces,
 )
-from hostlib.errors import InvalidArgument, Unimplemented
+from hostlib.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,13 @@ def build(
     hostname: str,
     cpus: str = "",
 ) -> Built:
-    """The spec of a container. Raises `InvalidArgument`, `Unimplemented`, `FailedPrecondition`."""
+    """The spec of a container, whose CDI devices are resolved (`cri.oci.cdi`).
+
+    Raises `InvalidArgument`, `Unimplemented`, `FailedPrecondition`.
+    """
     if config.HasField("windows"):
         raise InvalidArgument("Windows containers are not supported")
-    wanted_devices = _devices(config)
+    wanted_devices = devices(config.devices)
     security = config.linux.security_context
     check_security(security)
     mounted = mounts(container_id, config)
@@ -107,9 +110,3 @@ def exec_process(spec: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> 
         others = [each for each in process.get("env", ()) if not each.startswith("TERM=")]
         process["env"] = [*others, "TERM=xterm"]
     return process
-
-
-def _devices(config: v1.ContainerConfig) -> tuple[HostDevice, ...]:
-    if config.CDI_devices:
-        raise Unimplemented(f"CDI device {config.CDI_devices[0].name} is not supported")
-    return devices(config.devices)

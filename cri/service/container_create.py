@@ -15,6 +15,7 @@ from cri.api import v1_pb2 as v1
 from cri.config import shape_size
 from cri.daemon import Daemon
 from cri.index import Container, Pod
+from cri.oci import cdi
 from cri.oci import resources as oci_resources
 from cri.oci import spec as oci_spec
 from cri.oci.mounts import ImageMount
@@ -85,12 +86,13 @@ async def _create(
     container_id = ids.new_object_id()
     with trace.step(f"{name}.image"):
         image = await daemon.images.runnable(daemon.find_image(config.image.image))
+    wanted = await with_cdi_devices(config)
     resources = config.linux.resources
     oci_resources.check(resources)
     pod_limits.check_fits(resources, pod.vm.shape)
     cpus = guest_cpus(daemon, pod, resources)
     built = oci_spec.build(
-        container_id, sandbox, config, image.config, hostname=pod.record.hostname, cpus=cpus
+        container_id, sandbox, wanted, image.config, hostname=pod.record.hostname, cpus=cpus
     )
     record = _record(container_id, pod, config, image, cpus)
     await check_log(record.log_path)
@@ -139,6 +141,18 @@ async def _create(
         sources.close()
     daemon.index.add_container(Container(record, built.spec["process"]))
     return container_id
+
+
+async def with_cdi_devices(config: v1.ContainerConfig) -> v1.ContainerConfig:
+    """The config with what its CDI devices add. Raises what `cdi.edits` does."""
+    if not config.CDI_devices:
+        return config
+    found = await in_thread(cdi.edits, [each.name for each in config.CDI_devices])
+    edited = v1.ContainerConfig()
+    edited.CopyFrom(config)
+    edited.mounts.extend(found.mounts)
+    edited.envs.extend(v1.KeyValue(key=key, value=value.encode()) for key, value in found.env)
+    return edited
 
 
 async def image_volumes(daemon: Daemon, mounts: Sequence[ImageMount]) -> list[Image]:

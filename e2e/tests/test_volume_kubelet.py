@@ -16,7 +16,7 @@ from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SLEEP, WEBAPP
 from e2e.harness.waiting import until
-from hostlib import linux
+from hostlib import errors, linux
 
 
 class Published:
@@ -188,6 +188,33 @@ def test_an_empty_dir_of_medium_memory_is_the_guests(
     again = start(pod, [mount("/cache", empty_dir, readonly=True)], "again")
     assert again.sh("cat /cache/sub/file; (echo > /cache/y) 2>&1 || true").startswith("x")
     assert "y" not in second.sh("ls /all").split()
+
+
+def test_an_empty_dir_on_disk_is_the_guests_too(daemon: Daemon, tmp_path: Path) -> None:
+    place = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/data"
+    (place / "sub").mkdir(parents=True)
+    place.chmod(0o777)
+    pod = Pod.run(daemon)
+    first = start(pod, [mount("/cache", place)], "first")
+    second = start(pod, [mount("/all", place), mount("/part", place / "sub")], "second")
+    answer = daemon.client.exec_sync(first.id, ["/usr/bin/python3", "-c", MAP])
+    assert answer.exit_code == 0, answer.stderr
+    assert second.sh("head -c 5 /all/map; ls /all; grep -c ' /all ext4 ' /proc/mounts") == (
+        "hellomap\nsock\nsub\n1"
+    )
+    second.sh("echo x > /part/file")
+    assert first.sh("cat /cache/sub/file; stat -c %a /cache") == "x\n777"
+    # A file in it as a subPath: the kubelet sees none, and makes a folder of that name.
+    first.sh("echo set > /cache/config")
+    (place / "config").mkdir()
+    third = start(pod, [mount("/etc/config", place / "config")], "third")
+    assert third.sh("cat /etc/config") == "set"
+    # Links that a container leaves lead nowhere else.
+    first.sh("ln -s /etc /cache/evil")
+    (place / "evil").mkdir()
+    with pytest.raises(errors.InvalidArgument, match="is no folder"):
+        start(pod, [mount("/x", place / "evil")], "fourth")
+    assert sorted(os.listdir(place)) == ["config", "evil", "sub"]
 
 
 def test_one_that_has_files_on_the_host_stays_there(daemon: Daemon, empty_dir: Path) -> None:

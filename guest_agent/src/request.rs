@@ -74,9 +74,11 @@ pub struct VolumeWrite {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VolumeMemory {
+pub struct VolumeMake {
     pub volume: String,
     pub path: String,
+    /// Of a tmpfs; 0 for a folder of the scratch disk.
+    #[serde(default)]
     pub size: u64,
     pub mode: u32,
     pub uid: u32,
@@ -230,7 +232,7 @@ pub enum Request {
     LayerUnmount(LayerUnmount),
     DiskRelease(Slot),
     VolumeWrite(VolumeWrite),
-    VolumeMemory(VolumeMemory),
+    VolumeMake(VolumeMake),
     VolumeRemove(VolumeRemove),
     ContainerCreate(Box<Create>),
     ContainerStart(Id),
@@ -275,7 +277,7 @@ pub fn parse(message: &[u8]) -> Outcome<Request> {
         "layer.unmount" => Request::LayerUnmount(read(method, params)?),
         "disk.release" => Request::DiskRelease(read(method, params)?),
         "volume.write" => Request::VolumeWrite(read(method, params)?),
-        "volume.memory" => Request::VolumeMemory(read(method, params)?),
+        "volume.make" => Request::VolumeMake(read(method, params)?),
         "volume.remove" => Request::VolumeRemove(read(method, params)?),
         "container.create" => Request::ContainerCreate(read(method, params)?),
         "container.start" => Request::ContainerStart(read(method, params)?),

@@ -47,7 +47,7 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::LayerUnmount(wanted) => done(agent.storage.unmount_layer(&wanted.layer)),
         Request::DiskRelease(wanted) => done(scsi::release(wanted.slot)),
         Request::VolumeWrite(wanted) => done(volumes::write(&wanted.volume, &wanted.entries)),
-        Request::VolumeMemory(wanted) => done(volumes::memory(&wanted)),
+        Request::VolumeMake(wanted) => done(volumes::make(&wanted)),
         Request::VolumeRemove(wanted) => done(volumes::remove(&wanted.volume)),
         Request::ContainerCreate(wanted) => sandbox::create(agent, reply, *wanted).map(|()| None),
         Request::ContainerStart(wanted) => sandbox::start(agent, reply, &wanted.id).map(|()| None),

@@ -1,4 +1,4 @@
-//! Volumes that live in the guest's memory: copies of what the host publishes, and folders that containers share.
+//! Volumes that live in the guest: copies of what the host publishes, and folders that the pod's containers share.
 //!
 //! 9p tells nobody in the guest what changes on the host. So what the kubelet publishes by swapping a link is copied here,
 //! in the order in which it was published: a program that waits by inotify is woken as it would be on the host.
@@ -13,10 +13,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 
+use crate::container::rootfs::SCRATCH;
 use crate::fault::{Doing, Fault, Outcome};
-use crate::request::{Entry, Kind, VolumeMemory};
+use crate::request::{Entry, Kind, VolumeMake};
 
 pub const VOLUMES: &str = "/run/thaw/volumes";
 /// The link that the kubelet swaps; the others lead through it.
@@ -146,23 +147,25 @@ fn sweep(base: &Path, within: &Path, kept: &BTreeSet<&Path>) -> std::io::Result<
     Ok(())
 }
 
-/// Makes a tmpfs, once, and the folder `path` in it, once: its mode and owner are those it began with on the host.
-pub fn memory(wanted: &VolumeMemory) -> Outcome<()> {
+/// Makes a volume of the guest's own, once: a tmpfs, or without a size a folder of the scratch disk. Then the folder
+/// `path` in it, once. Its mode and owner are those it began with on the host.
+pub fn make(wanted: &VolumeMake) -> Outcome<()> {
     let base = folder(&wanted.volume)?;
     if fs::create_dir_all(VOLUMES).and_then(|()| fs::create_dir(&base)).is_ok() {
-        let options = std::ffi::CString::new(format!("size={},mode=0777", wanted.size)).unwrap_or_default();
-        let flags = MountFlags::NODEV | MountFlags::NOSUID;
-        if let Err(error) = mount("tmpfs", base.as_str(), "tmpfs", flags, options.as_c_str()) {
+        if let Err(fault) = mount_own(&base, wanted) {
             let _ = fs::remove_dir(&base);
-            return Err(error).doing(|| format!("mount a tmpfs at {base}"));
+            return Err(fault);
         }
         own(&base, wanted)?;
     }
-    let mut place = base;
-    for part in plain(&wanted.path)?.components() {
+    let path = plain(&wanted.path)?;
+    let mut place = base.clone();
+    for part in path.components() {
         place = format!("{place}/{}", part.as_os_str().to_string_lossy());
         match fs::symlink_metadata(&place) {
             Ok(found) if found.is_dir() => {}
+            // The host, which does not see it, took it for missing.
+            Ok(found) if found.is_file() && Path::new(&place) == Path::new(&base).join(path) => {}
             Ok(_) => return Err(Fault::invalid(format!("volume: {place} is no folder"))),
             Err(_) => {
                 fs::create_dir(&place).doing(|| format!("create {place}"))?;
@@ -173,7 +176,18 @@ pub fn memory(wanted: &VolumeMemory) -> Outcome<()> {
     Ok(())
 }
 
-fn own(path: &str, wanted: &VolumeMemory) -> Outcome<()> {
+fn mount_own(base: &str, wanted: &VolumeMake) -> Outcome<()> {
+    if wanted.size == 0 {
+        let place = format!("{SCRATCH}/.volumes/{}", wanted.volume);
+        fs::create_dir_all(&place).doing(|| format!("create {place}"))?;
+        return mount_bind(place.as_str(), base).doing(|| format!("bind {place}"));
+    }
+    let options = std::ffi::CString::new(format!("size={}", wanted.size)).unwrap_or_default();
+    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    mount("tmpfs", base, "tmpfs", flags, options.as_c_str()).doing(|| format!("mount a tmpfs at {base}"))
+}
+
+fn own(path: &str, wanted: &VolumeMake) -> Outcome<()> {
     std::os::unix::fs::chown(path, Some(wanted.uid), Some(wanted.gid)).doing(|| format!("owner of {path}"))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(wanted.mode & 0o7777);
     fs::set_permissions(path, mode).doing(|| format!("mode of {path}"))

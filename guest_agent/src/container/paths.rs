@@ -118,12 +118,12 @@ pub fn is_link(root: BorrowedFd<'_>, path: &str) -> bool {
     open_itself(root, Path::new(path.trim_matches('/'))).is_ok_and(|fd| has_type(&fd, FileType::Symlink))
 }
 
-/// Opens what is at `path` under `base` without leaving it by any link.
+/// Opens what is at `path` under `base`, with no link on the way.
 pub fn open_beneath(base: &str, path: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     let base = rustix::fs::open(base, flags, Mode::empty())?;
     let path = if path.is_empty() { "." } else { path };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     openat2(&base, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
