@@ -21,6 +21,8 @@ PATIENCE: Final = 2.0
 """Seconds for the guest to answer. One that does not is asked no second time meanwhile."""
 
 MAX: Final = 2**63 - 1
+MAX_USEC: Final = MAX // 1000
+"""Of which the nanoseconds are in range too."""
 MAX_INTERFACES: Final = 64
 MAX_TASKS: Final = 4_194_304
 """The kernel's own limit of process ids."""
@@ -120,7 +122,7 @@ class _Reading:
     ) -> None:
         self._bounds = bounds
         self._last = last
-        self._most_usec = max(0, elapsed_ns) // 1000 * bounds.vcpus
+        self._most_usec = min(max(0, elapsed_ns) // 1000 * bounds.vcpus, MAX_USEC)
         self.counters: dict[tuple[str, ...], int] = {}
 
     def _counter(self, value: object, *key: str, most: int = MAX) -> int:
@@ -183,7 +185,7 @@ class _Reading:
                 kind: {
                     "total": self._counter(
                         _object(_object(said, resource), kind).get("total"),
-                        name, "pressure", resource, kind,
+                        name, "pressure", resource, kind, most=MAX_USEC,
                     ),
                     **{
                         each: _percent(_object(_object(said, resource), kind).get(each))

@@ -41,6 +41,29 @@ NOBODYS: Final = 1_000_000
 """A stream that the host will not have opened."""
 
 
+def boast(honest: bytes) -> dict[str, Any]:
+    """What no guest can use, of all that the honest answer names."""
+    names = set(re.findall(rb'"([0-9a-f]{64})"', honest))
+    group = {
+        "cpu": {"usage_usec": 2**70, "user_usec": "much", "nr_periods": -1},
+        "memory": {"current": 2**62, "anon": [], "inactive_file": 0, "limit": 2**80},
+        "io": {"rbytes": 2**64},
+        "tasks": 2**64,
+        "processes": 2**64,
+        "pressure": {"cpu": {"some": {"total": 2**64, "avg10": 1e300, "avg60": "x"}}, "x": 5},
+        "upper": {"bytes": 2**63, "inodes": 2**63},
+    }
+    return {
+        "pod": group,
+        "containers": {name.decode(): group for name in names} | {"f" * 64: group, "x": 1},
+        "interfaces": [
+            {"name": f"eth{number}" if number < 200 else "bad name\n", "received": [0] * 4}
+            for number in range(20_000)
+        ],
+        "scratch": ["none"],
+    }
+
+
 class Liar:
     """What passes between the shim and the guest, and what is added to it."""
 
@@ -53,6 +76,9 @@ class Liar:
         self._swallow: Type | None = None
         self._dead: set[int] = set()
         self._stretch = False
+        self._boast = False
+        self._asked: set[int] = set()
+        """Requests for stats."""
 
     def to_guest(self) -> None:
         """Passes on what the shim says, and learns the session's nonce and streams from it."""
@@ -61,10 +87,12 @@ class Liar:
             for frame in decoder.feed(data):
                 self._nonce = frame.nonce
                 if frame.type is Type.REQUEST:
-                    self._learn(json.loads(frame.payload))
+                    self._learn(json.loads(frame.payload), frame.stream)
             self._guest.sendall(data)
 
-    def _learn(self, request: dict[str, Any]) -> None:
+    def _learn(self, request: dict[str, Any], number: int) -> None:
+        if request["method"] == "pod.stats":
+            self._asked.add(number)
         if request["method"] == "process.exec" and request["params"]["streams"].get("stdin"):
             self._exec = request["params"]["streams"]
 
@@ -76,7 +104,14 @@ class Liar:
                 if frame.type is self._swallow or frame.stream in self._dead:
                     continue
                 with self._turn:
-                    if self._stretch and frame.type is Type.RESPONSE:
+                    if self._boast and frame.type is Type.RESPONSE and frame.stream in self._asked:
+                        if not frame.flags & Flag.MORE:
+                            self._asked.discard(frame.stream)
+                            said = {"result": boast(frame.payload)}
+                            self._shim.sendall(
+                                encode_message(frame.nonce, Type.RESPONSE, frame.stream, said)
+                            )
+                    elif self._stretch and frame.type is Type.RESPONSE:
                         self._stretch = False
                         longer = Frame(frame.nonce, frame.type, frame.stream, bytes(1000))
                         self._shim.sendall(encode(longer)[:-1000] + frame.payload)
@@ -130,6 +165,9 @@ class Liar:
 
     def no_credit(self) -> None:
         self._swallow = Type.CREDIT
+
+    def boasts(self) -> None:
+        self._boast = True
 
     def garbage(self) -> None:
         """No frames: a length beyond the limit, half headers, magic after magic."""

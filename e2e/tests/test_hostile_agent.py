@@ -132,6 +132,40 @@ def test_a_lie_ends_the_liars_pod_alone(daemon: Daemon, liars: Liars) -> None:
             box.pod.remove()
 
 
+def test_what_a_guest_boasts_of_is_bounded_by_what_it_can_have(
+    daemon: Daemon, liars: Liars
+) -> None:
+    box = Pod.run(daemon).start(SHELL, SLEEP)
+
+    def asked() -> v1_pb2.LinuxPodSandboxStats:
+        request = v1_pb2.PodSandboxStatsRequest(pod_sandbox_id=box.pod.id)
+        answer = v1_pb2.PodSandboxStatsResponse
+        return daemon.client.runtime("PodSandboxStats", request, answer).stats.linux
+
+    with bystander(daemon) as check:
+        before = asked()
+        liars.command(box.pod, "boasts")
+        until("the order is carried out", lambda: liars.carried_out(box.pod))
+        found = asked()
+        check()
+    assert len(found.network.interfaces) <= 64
+    assert before.network.default_interface.name == found.network.default_interface.name == "eth0"
+    # Counters do not fall: this one is said to be 0.
+    assert found.network.default_interface.rx_bytes.value >= (
+        before.network.default_interface.rx_bytes.value
+    )
+    [its] = found.containers
+    assert its.attributes.id == box.id
+    age = its.cpu.timestamp - box.status().created_at
+    # One processor, from before the container was made.
+    assert 0 < its.cpu.usage_core_nano_seconds.value < age + 60 * 10**9
+    assert its.memory.usage_bytes.value == 256 * 2**20
+    assert its.memory.available_bytes.value == 0
+    assert its.cpu.psi.Some.Avg10 == 0
+    assert found.process.process_count.value == 4_194_304
+    assert box.sh("echo up") == "up"
+
+
 @pytest.mark.parametrize("attack", ["resets", "no_credit", "garbage"])
 def test_what_is_no_lie_harms_the_streams_concerned_alone(
     daemon: Daemon, liars: Liars, attack: str

@@ -69,6 +69,7 @@ def test_nobody_uses_more_than_there_is() -> None:
             usec=10**15,
             memory={"current": 2**40, "limit": MAX, "anon": -5},
             upper={"bytes": 2**60, "inodes": 2**60},
+            pressure={"io": {"full": {"total": 2**70, "avg10": 1e9, "avg60": 99}}},
             tasks=2**40,
         )
     )
@@ -77,6 +78,8 @@ def test_nobody_uses_more_than_there_is() -> None:
     assert found["memory"] == {"current": 2**30, "anon": 0}
     assert found["upper"] == {"bytes": 2**34, "inodes": 2**26}
     assert found["tasks"] == 4_194_304
+    stalls = {"total": MAX // 1000, "avg10": 0.0, "avg60": 99.0, "avg300": 0.0}
+    assert found["pressure"] == {"io": {"full": stalls}}
 
 
 def test_strangers_are_not_spoken_of() -> None:
