@@ -214,23 +214,27 @@ async def test_pods_are_read_side_by_side_and_a_bounded_number_at_once(
 
 
 async def test_many_who_ask_at_once_share_one_reading(client: Client) -> None:
-    pod, container = await running(client)
+    pod, _ = await running(client)
     shim = client.shim(pod)
     calls = shim.calls
     calls.clear()
-    gate = asyncio.Event()
+    gate, asking = asyncio.Event(), asyncio.Event()
+    daemon = client.world.daemon
 
     async def held() -> Any:
         calls.append(("pod_stats",))
+        asking.set()
         await gate.wait()
         return shim.stats
 
     shim.pod_stats = held  # type: ignore[method-assign]
-    asked = [asyncio.create_task(stats(client, container)) for _ in range(20)]
-    await asyncio.sleep(0.2)
+    found = daemon.index.pods.find(pod)
+    asked = [asyncio.create_task(daemon.collector.read(found)) for _ in range(20)]
+    await asking.wait()
     gate.set()
-    await asyncio.gather(*asked)
+    readings = await asyncio.gather(*asked)
     assert len(calls) == 1
+    assert all(each is readings[0] for each in readings)
 
 
 async def test_metrics_fit_their_descriptors(client: Client) -> None:
