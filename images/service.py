@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from hostlib import failpoint
 from hostlib.errors import (
@@ -20,7 +18,7 @@ from hostlib.errors import (
     Unavailable,
 )
 from hostlib.tasks import SingleFlight, in_thread
-from images import reference
+from images import lookup, reference
 from images.manifest import Manifest
 from images.merging import DiffIds, Merger
 from images.model import (
@@ -56,8 +54,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_ID_PREFIX: Final = re.compile(r"[0-9a-f]{3,64}")
 
 
 class Images:
@@ -146,7 +142,7 @@ class Images:
         names = () if parsed.digest else (str(parsed),)
         target = parsed.target
         if cached and names and (known := self._tags.get(names[0])) is not None:
-            here = self._by_name(names[0])
+            here = lookup.by_name(self._images, names[0])
             if here is not None and f"{parsed.name}@{known}" in here.repo_digests:
                 return here
             target = known
@@ -366,30 +362,7 @@ class Images:
     def get(self, ref_or_id: str) -> Image | None:
         """The image of a name, a name with digest, an id, or a unique prefix (3 digits at least) of
         an id. Raises `InvalidArgument` when it is malformed or the prefix is not unique."""
-        bare = ref_or_id.removeprefix("sha256:")
-        if _ID_PREFIX.fullmatch(bare):
-            if len(bare) == 64:
-                return self._images.get(f"sha256:{bare}")
-            if ref_or_id == bare and (named := self._by_name(ref_or_id)) is not None:
-                return named
-            found = [item for key, item in self._images.items() if key[7:].startswith(bare)]
-            if len(found) > 1:
-                raise InvalidArgument(
-                    f"{ref_or_id} is the beginning of {len(found)} images' ids",
-                    hint="give more digits",
-                )
-            return found[0] if found else None
-        return self._by_name(ref_or_id)
-
-    def _by_name(self, text: str) -> Image | None:
-        parsed = reference.parse(text)
-        for image in self._images.values():
-            if parsed.digest is not None:
-                if f"{parsed.name}@{parsed.digest}" in image.repo_digests:
-                    return image
-            elif str(parsed) in image.repo_tags:
-                return image
-        return None
+        return lookup.find(self._images, ref_or_id)
 
     def list(self) -> list[Image]:
         """Every image, by id."""
