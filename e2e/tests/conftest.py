@@ -16,6 +16,7 @@ import pytest
 
 from demo import images as demo_images
 from demo import oci
+from e2e.harness.crane import CraneRegistry
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import PROJECT, Daemon
 from e2e.harness.outside import Outside, subnet
@@ -87,6 +88,13 @@ def registry(workspace: Path, built: dict[str, oci.Image]) -> Iterator[Registry]
     with Registry(workspace / "registry") as running:
         for repository, image in built.items():
             running.push(image, repository)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def second(workspace: Path) -> Iterator[CraneRegistry]:
+    """A registry of another make, which holds nothing yet."""
+    with CraneRegistry(workspace / "crane", host="crane.test") as running:
         yield running
 
 

@@ -32,7 +32,7 @@ from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
 from hostlib import errors
-from images.tests.build import Entry, image, sha, tar
+from images.tests.build import Built, Entry, image, sha, tar
 
 NAME = "registry.test/demo/sourced:one"
 LAYER = tar(Entry("etc/faulty", b"x" * 200_000))
@@ -187,22 +187,27 @@ def test_sources_that_are_refused(puller: Daemon, sourced: oci.Image, tmp_path: 
     refused(puller, "--as names an image", SHELL, "--as", "other")
 
 
+def write_layout(folder: Path, made: Built) -> str:
+    """The image as an OCI layout; what to pull it by."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    for digest, data in {**made.blobs, made.digest: made.manifest}.items():
+        (blobs / digest[7:]).unlink(missing_ok=True)
+        (blobs / digest[7:]).write_bytes(data)
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    entry = {"mediaType": made.media_type, "digest": made.digest, "size": len(made.manifest)}
+    (folder / "index.json").write_text(json.dumps({"manifests": [entry]}))
+    return f"oci-layout:{folder}"
+
+
 def test_layouts_that_lie(puller: Daemon, tmp_path: Path) -> None:
     """What a client sends is judged as what a registry sends is."""
     made = image(LAYER, tar(Entry("second")), form="")
 
     def layout(change: Callable[[Path], None]) -> str:
-        folder = tmp_path / "layout"
-        blobs = folder / "blobs/sha256"
-        blobs.mkdir(parents=True, exist_ok=True)
-        for digest, data in {**made.blobs, made.digest: made.manifest}.items():
-            (blobs / digest[7:]).unlink(missing_ok=True)
-            (blobs / digest[7:]).write_bytes(data)
-        (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        entry = {"mediaType": made.media_type, "digest": made.digest, "size": len(made.manifest)}
-        (folder / "index.json").write_text(json.dumps({"manifests": [entry]}))
-        change(blobs)
-        return f"oci-layout:{folder}"
+        source = write_layout(tmp_path / "layout", made)
+        change(tmp_path / "layout/blobs/sha256")
+        return source
 
     layer, config, manifest = made.layers[0][7:], made.config_digest[7:], made.digest[7:]
 
@@ -439,23 +444,37 @@ def test_a_layer_of_a_load_that_ends_comes_from_another_pull(
     assert puller.client.pulls() == []
 
 
-def test_a_client_that_dies_while_it_sends(puller: Daemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("point", ["pull.chunk", "layer.renamed", "store.record", "store.written"])
+def test_a_daemon_killed_while_it_loads(
+    make_daemon: Callable[..., Daemon], tmp_path: Path, point: str
+) -> None:
+    """The image is whole or not there, and the next load brings it."""
     layout = tmp_path / "layout"
-    made = image(tar(Entry("large", os.urandom(60_000_000))), form="")
-    blobs = layout / "blobs/sha256"
-    blobs.mkdir(parents=True)
-    for digest, data in {**made.blobs, made.digest: made.manifest}.items():
-        (blobs / digest[7:]).write_bytes(data)
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    entry = {"mediaType": made.media_type, "digest": made.digest, "size": len(made.manifest)}
-    (layout / "index.json").write_text(json.dumps({"manifests": [entry]}))
+    source = write_layout(layout, made := image(LAYER, form=""))
+    settings = {"snapshot": {"on_demand": True}, "pool": {"size": 0}}
+    daemon = make_daemon(settings=settings).start()
+    daemon.arm(f"{point}=kill")
+    assert thaw(daemon, "pull", source).returncode == 1
+    daemon.await_end()
+    daemon.arm("")
+    daemon.start()
+    here = [each.id for each in daemon.client.images()]
+    assert here == ([made.config_digest] if point == "store.written" else [])
+    assert not list((daemon.root / "images/images/ingest").iterdir())
+    assert pulled(daemon, source).id == made.config_digest
+    daemon.client.remove_image(made.config_digest)
+    assert not [path for path in (daemon.root / "images").rglob("*") if path.is_file()]
+
+
+def test_a_client_that_dies_while_it_sends(puller: Daemon, tmp_path: Path) -> None:
+    source = write_layout(
+        tmp_path / "layout", image(tar(Entry("large", os.urandom(60_000_000))), form="")
+    )
     before = store(puller)
     # The layer's last step waits, so that the client surely dies before the end.
     puller.arm("pull.commit=delay(2)")
     try:
-        sending = subprocess.Popen(
-            [THAW, "--address", puller.address, "pull", f"oci-layout:{layout}"]
-        )
+        sending = subprocess.Popen([THAW, "--address", puller.address, "pull", source])
         until("it is on its way", lambda: puller.client.pulls() != [])
         sending.kill()
         sending.wait()
