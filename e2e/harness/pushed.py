@@ -1,4 +1,4 @@
-"""Images of odd forms, pushed and pulled."""
+"""Images of odd forms, pushed and pulled, and what a store holds of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import httpx
 
 from cri.api import v1_pb2
 from demo import oci
+from e2e.harness.command import thaw
 from e2e.harness.daemon import Daemon
 from e2e.harness.registry import Registry
 from images.tests.build import sha
@@ -60,3 +61,18 @@ def pull(daemon: Daemon, reference: str, **auth: str) -> v1_pb2.Image:
     found = daemon.client.image_status(reference)
     assert found is not None
     return found
+
+
+def pulled(daemon: Daemon, *argv: str, **environment: str) -> v1_pb2.Image:
+    """What `thaw pull` brings, by the id that it prints."""
+    done = thaw(daemon, "pull", *argv, environment=environment)
+    assert done.returncode == 0, done.stderr
+    found = daemon.client.image_status(done.stdout.strip())
+    assert found is not None
+    return found
+
+
+def store(daemon: Daemon) -> list[str]:
+    """The image store's files and folders."""
+    folder = daemon.root / "images"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
