@@ -9,8 +9,6 @@ from cri.daemon import HANDLERS, Daemon
 
 
 async def run(daemon: Daemon, request: v1.StatusRequest) -> v1.StatusResponse:
-    # Shares are one file system in the guest, so that a read-only mount is read-only with all that
-    # is mounted below it.
     features = v1.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=False)
     return v1.StatusResponse(
         status=v1.RuntimeStatus(conditions=[runtime_condition(daemon), _network(daemon)]),

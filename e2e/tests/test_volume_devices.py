@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -106,6 +107,32 @@ def test_a_pod_has_few_slots_for_disks(daemon: Daemon, disk: Callable[[str, int]
         SHELL, SLEEP, devices=[device(one, f"/dev/x{one[5:]}") for one in made[:3]]
     )
     assert len(container.sh("ls -d /dev/xloop*").split()) == 3
+
+
+def test_cdi_devices(daemon: Daemon, tmp_path: Path) -> None:
+    """By a specification that carries the daemon's name, where all on the host would see it."""
+    (tmp_path / "lib").write_text("library")
+    kind = f"thaw-{daemon.instance}.test/device"
+    edits = {
+        "env": ["DEVICE=first"],
+        "mounts": [{"hostPath": str(tmp_path), "containerPath": "/opt/x", "options": ["ro"]}],
+    }
+    node = {"deviceNodes": [{"path": "/dev/kmsg"}]}
+    devices = [{"name": "0", "containerEdits": edits}, {"name": "1", "containerEdits": node}]
+    place = Path(f"/var/run/cdi/thaw-{daemon.instance}.json")
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps({"cdiVersion": "0.6.0", "kind": kind, "devices": devices}))
+    try:
+        pod = Pod.run(daemon)
+        asked = [v1_pb2.CDIDevice(name=f"{kind}=0")]
+        container = pod.start(SHELL, SLEEP, CDI_devices=asked, env={"DEVICE": "none"})
+        with pytest.raises(errors.Unimplemented, match="deviceNodes"):
+            pod.create(SHELL, SLEEP, name="b", CDI_devices=[v1_pb2.CDIDevice(name=f"{kind}=1")])
+    finally:
+        place.unlink()
+    assert container.sh("echo $DEVICE; cat /opt/x/lib") == "first\nlibrary"
+    assert "read-only" in container.sh("(echo > /opt/x/y) 2>&1 || true").lower()
+    assert len(container.status().mounts) == 0
 
 
 def test_devices_that_every_kernel_has(daemon: Daemon, tmp_path: Path) -> None:

@@ -52,13 +52,17 @@ fn open_folder(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
 pub fn write(name: &str, entries: &[Entry]) -> Outcome<()> {
     let base = folder(name)?;
     fs::create_dir_all(&base).doing(|| format!("create {base}"))?;
-    let root = rustix::fs::open(&base, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    fill(&base, entries)
+}
+
+fn fill(base: &str, entries: &[Entry]) -> Outcome<()> {
+    let root = rustix::fs::open(base, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| format!("open {base}"))?;
     let mut wanted = BTreeMap::new();
     for entry in entries {
         wanted.insert(if entry.path.is_empty() { Path::new("") } else { plain(&entry.path)? }, entry);
     }
-    let doing = |entry: &Entry| format!("volume {name}: write {}", entry.path);
+    let doing = |entry: &Entry| format!("{base}: write {}", entry.path);
     // A folder sorts before what is in it.
     for (path, entry) in wanted.iter().filter(|(_, entry)| entry.kind != Kind::Link) {
         put(&root, path, entry).doing(|| doing(entry))?;
@@ -70,7 +74,7 @@ pub fn write(name: &str, entries: &[Entry]) -> Outcome<()> {
         put(&root, path, entry).doing(|| doing(entry))?;
     }
     let kept: BTreeSet<&Path> = wanted.keys().copied().collect();
-    sweep(Path::new(&base), Path::new(""), &kept).doing(|| format!("volume {name}: remove what is gone"))
+    sweep(Path::new(base), Path::new(""), &kept).doing(|| format!("{base}: remove what is gone"))
 }
 
 fn put(root: &OwnedFd, path: &Path, entry: &Entry) -> std::io::Result<()> {
@@ -199,5 +203,74 @@ pub fn remove(name: &str) -> Outcome<()> {
     match fs::remove_dir_all(&base) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing(|| format!("remove {base}")),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn entry(path: &str, kind: Kind, data: &str) -> Entry {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let data = if kind == Kind::File { STANDARD.encode(data) } else { data.to_owned() };
+        Entry { path: path.to_owned(), kind, mode: 0o750, uid, gid, data }
+    }
+
+    fn published(payload: &str, files: &[(&str, &str)]) -> Vec<Entry> {
+        let mut entries = vec![entry("", Kind::Folder, ""), entry(payload, Kind::Folder, "")];
+        entries.push(entry("..data", Kind::Link, payload));
+        for (name, data) in files {
+            entries.push(entry(&format!("{payload}/{name}"), Kind::File, data));
+            entries.push(entry(name, Kind::Link, &format!("..data/{name}")));
+        }
+        entries
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut found: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_volume_is_what_was_published_last() {
+        let base = std::env::temp_dir().join(format!("thaw-volume-{}", std::process::id()));
+        fs::create_dir_all(&base).unwrap();
+        let path = base.to_str().unwrap();
+        fill(path, &published("..1", &[("key", "one"), ("gone", "x")])).unwrap();
+        assert_eq!(fs::read_to_string(base.join("key")).unwrap(), "one");
+        assert_eq!(fs::metadata(base.join("key")).unwrap().permissions().mode() & 0o7777, 0o750);
+        let held = fs::symlink_metadata(base.join("key")).unwrap();
+        fill(path, &published("..2", &[("key", "two"), ("new", "y")])).unwrap();
+        assert_eq!(fs::read_to_string(base.join("key")).unwrap(), "two");
+        assert_eq!(names(&base), ["..2", "..data", "key", "new"]);
+        // What has not changed is not touched: nobody is woken for it.
+        let after = fs::symlink_metadata(base.join("key")).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&held), std::os::unix::fs::MetadataExt::ino(&after));
+        // A link that a container left is not followed, and goes.
+        let elsewhere = base.with_extension("elsewhere");
+        fs::create_dir_all(&elsewhere).unwrap();
+        symlink(&elsewhere, base.join("..3")).unwrap();
+        assert!(fill(path, &published("..3", &[("key", "three")])).is_err());
+        fill(path, &published("..2", &[("key", "two")])).unwrap();
+        assert_eq!(names(&base), ["..2", "..data", "key"]);
+        assert!(names(&elsewhere).is_empty());
+        for bad in ["../x", "/x", "a/../../x", "a/./.."] {
+            assert!(fill(path, &[entry(bad, Kind::File, "")]).is_err(), "{bad}");
+        }
+        assert!(fill(path, &[Entry { data: "?".to_owned(), ..entry("x", Kind::File, "") }]).is_err());
+        fs::remove_dir_all(&base).unwrap();
+        fs::remove_dir_all(&elsewhere).unwrap();
+    }
+
+    #[test]
+    fn names_of_volumes_are_plain() {
+        for bad in ["", ".", "..", "a/b", "a.b", &"a".repeat(65)] {
+            assert!(folder(bad).is_err(), "{bad}");
+        }
+        assert_eq!(folder("own-0f").unwrap(), "/run/thaw/volumes/own-0f");
     }
 }
