@@ -60,7 +60,7 @@ def test_an_image_is_a_volume(daemon: Daemon, data: str) -> None:
     for path in ("/data/x", "/etc/model/x", "/file", "/shell/x"):
         assert "read-only" in container.sh(f"(echo > {path}) 2>&1 || true").lower(), path
     assert [each.image.image_ref for each in container.status().mounts][:2] == [image_id] * 2
-    # Another container, and the next daemon, still have it when it is removed.
+    # The container still has it when it is removed; who comes later has not.
     client.remove_image(data)
     assert container.sh("cat /data/model/weights") == "high"
     with pytest.raises(errors.NotFound, match="pull"):
