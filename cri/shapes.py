@@ -32,13 +32,12 @@ def quota(resources: v1.LinuxContainerResources) -> float:
 
 
 def wanted(config: v1.PodSandboxConfig) -> tuple[float, int]:
-    """The CPUs and MiB that a pod's VM must have: the sum of its containers and its overhead, their
-    limit or, where it is more, what they ask for at least."""
-    cpus, size = 0.0, 0
-    for resources in (config.linux.resources, config.linux.overhead):
-        cpus += max(quota(resources), resources.cpu_shares / SHARES)
-        size += max(0, resources.memory_limit_in_bytes)
-    return cpus, -(-size // 2**20)
+    """The CPUs and MiB that a pod's VM must have: the sum of its containers, their limit or, where
+    it is more, what they ask for at least; and the memory of its overhead, whose CPUs are the
+    host's own work."""
+    asked, overhead = config.linux.resources, config.linux.overhead
+    size = sum(max(0, each.memory_limit_in_bytes) for each in (asked, overhead))
+    return max(quota(asked), asked.cpu_shares / SHARES), -(-size // 2**20)
 
 
 def pick(cpus: float, mib: int, shapes: Sequence[str], default: str) -> str:

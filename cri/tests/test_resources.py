@@ -109,8 +109,11 @@ def sandbox(resources: Resources, overhead: Resources | None = None) -> v1.PodSa
 
 def test_a_vm_has_the_processors_that_a_pod_claims() -> None:
     assert shapes.wanted(sandbox(Resources(cpu_shares=1536))) == (1.5, 0)
-    both = sandbox(Resources(cpu_quota=200_000, cpu_shares=102), Resources(cpu_shares=512))
-    assert shapes.wanted(both) == (2.5, 0)
+    both = sandbox(
+        Resources(cpu_quota=200_000, cpu_shares=102),
+        Resources(cpu_quota=5000, memory_limit_in_bytes=MIB + 1),
+    )
+    assert shapes.wanted(both) == (2, 2)
     assert shapes.quota(Resources(cpu_quota=-1, cpu_period=5000)) == 0
 
 

@@ -209,10 +209,11 @@ impl Cgroup {
         if !resources.devices.is_empty() {
             return Err(Fault::new(Code::Unimplemented, "linux.resources.devices: they cannot be changed"));
         }
-        if let Some(limit) = resources.memory.limit {
-            self.check_room(limit)?;
-        }
         let files = settings(resources)?;
+        // Named by either of its names.
+        for (_, limit) in files.iter().filter(|(name, _)| name == "memory.max") {
+            self.check_room(limit.parse().unwrap_or(-1))?;
+        }
         let before = self.present(&files);
         if let Err(fault) = self.write(&files) {
             let _ = self.write(&before);
