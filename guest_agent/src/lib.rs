@@ -13,6 +13,7 @@ mod frame;
 pub mod fuzzing;
 mod hooks;
 mod identity;
+mod limits;
 mod netlink;
 mod network;
 mod port;

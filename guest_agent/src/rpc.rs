@@ -7,7 +7,7 @@ use crate::container::cgroup;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
-use crate::{connect, restore, sandbox, scsi, state, stats, sys, volumes};
+use crate::{connect, limits, restore, sandbox, scsi, state, stats, sys, volumes};
 
 pub use crate::sandbox::{child_ended, hear_child};
 
@@ -56,7 +56,7 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
             Ok(Some(json!({ "heard": heard })))
         }
         Request::ContainerDelete(wanted) => sandbox::delete(agent, reply, &wanted.id, wanted.force),
-        Request::ContainerUpdate(wanted) => done(sandbox::update(agent, &wanted)),
+        Request::ContainerUpdate(wanted) => done(limits::update(agent, &wanted)),
         Request::PodLimit(wanted) => done(cgroup::limit_all(wanted.memory)),
         Request::ContainerList => Ok(Some(list(agent))),
         Request::ContainerStats(wanted) => value(container(agent, &wanted.id)?.cgroup.stats()).map(Some),

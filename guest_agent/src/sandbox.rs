@@ -8,17 +8,17 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns};
-use crate::container::cgroup::{self, Cgroup};
+use crate::container::cgroup::Cgroup;
 use crate::container::create::{Plan, Stdio, launch, launch_exec};
 use crate::container::namespaces::Own;
 use crate::container::{devices, rootfs, signals, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
-use crate::request::{Create, ExecParams, StreamIds, Update};
+use crate::request::{Create, ExecParams, StreamIds};
 use crate::rpc::Given;
 use crate::source::Source;
 use crate::status::{self, Heard, Report};
 use crate::streams::End;
-use crate::{hooks, sys};
+use crate::{hooks, limits, sys};
 
 /// The agent's ends of a process's pipes, by stream.
 #[derive(Default)]
@@ -169,29 +169,7 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
     };
     agent.containers.insert(wanted.id, container);
     if huge > 0 {
-        allow_huge_pages(agent);
-    }
-    Ok(())
-}
-
-/// As many huge pages as the containers together may have are made when they ask for them, and none is kept for them.
-fn allow_huge_pages(agent: &Agent) {
-    cgroup::allow_huge_pages(agent.containers.values().map(|container| container.cgroup.huge_pages()).sum());
-}
-
-/// Changes a container's limits; all of them, or none where one cannot be set.
-pub fn update(agent: &mut Agent, wanted: &Update) -> Outcome<()> {
-    let container = find(agent, &wanted.id)?;
-    if container.state == State::Exited {
-        return Err(Fault::new(Code::FailedPrecondition, format!("container {} has ended", wanted.id)));
-    }
-    container.cgroup.update(&wanted.resources)?;
-    if let Some(score) = wanted.oom_score_adj {
-        container.cgroup.set_oom_score(score)?;
-        container.process.oom_score_adj = Some(score);
-    }
-    if !wanted.resources.hugepage_limits.is_empty() {
-        allow_huge_pages(agent);
+        limits::allow_huge_pages(agent);
     }
     Ok(())
 }
