@@ -96,7 +96,7 @@ def base(*, busybox: Path) -> oci.Layer:
     """A root file system with a shell, users and groups."""
     layer = oci.Layer().merge_usr()
     layer.package(busybox, only=["usr/bin/"])
-    for applet in _APPLETS.split():
+    for applet in APPLETS.split():
         layer.symlink(f"usr/bin/{applet}", "busybox")
     layer.file("etc/passwd", _USERS).file("etc/group", _GROUP)
     layer.file("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
@@ -107,7 +107,7 @@ def base(*, busybox: Path) -> oci.Layer:
     return layer
 
 
-_APPLETS: Final = """
+APPLETS: Final = """
 sh ash cat echo ls mkdir rm rmdir touch chmod chown cp mv dd df du env find grep head tail
 hostname id ip kill ln mount umount nc netstat nslookup ping printf ps pwd readlink realpath
 route sed seq sleep sort stat sync tar tee test top tr true false tty uname uniq uptime vi wc

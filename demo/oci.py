@@ -104,6 +104,13 @@ class Layer:
         self._add(info)
         return self
 
+    def link(self, path: str, target: str) -> Layer:
+        """Another name of a file of this layer."""
+        info = self._info(path, tarfile.LNKTYPE, 0o644)
+        info.linkname = target
+        self._add(info)
+        return self
+
     def delete(self, path: str) -> Layer:
         """Hide `path` of a lower layer: a whiteout of the OCI image specification."""
         at = Path(path)

@@ -31,9 +31,11 @@ _DEFAULT_GROUPS: Final = "default-user:x:1000:\ngroup-defined-in-image:x:50000:d
 
 
 def _tools(files: dict[str, Path]) -> oci.Image:
-    layer = images.base(busybox=files["busybox-static"])
-    for applet in ("brctl", "httpd"):
-        layer.symlink(f"usr/bin/{applet}", "busybox")
+    # Not the static one: its shell runs what busybox has without a look at the file system.
+    layer = images.base(busybox=files["busybox"])
+    # Names of one file, not links to it: a name that is masked must not mask them all.
+    for applet in [*images.APPLETS.split(), "brctl", "httpd"]:
+        layer.link(f"usr/bin/{applet}", "usr/bin/busybox")
     # Debian's busybox has neither.
     layer.file("usr/bin/pgrep", _PGREP, 0o755)
     layer.package(files["util-linux"], only=["usr/bin/ipcs"])
@@ -61,9 +63,7 @@ def _nonewprivs(_: dict[str, Path]) -> oci.Image:
     return oci.image([layer], {"Entrypoint": ["/nonewprivs"]})
 
 
-_TOOLS: Final = images.Spec(
-    "critest/tools", ("busybox-static", "util-linux", "libc6"), None, _tools
-)
+_TOOLS: Final = images.Spec("critest/tools", ("busybox", "util-linux", "libc6"), None, _tools)
 _NONEWPRIVS: Final = images.Spec("critest/nonewprivs", (), None, _nonewprivs)
 
 

@@ -12,16 +12,12 @@ from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL
 from hostlib import errors
 
-NOBODY = v1_pb2.LinuxContainerConfig(
-    security_context=v1_pb2.LinuxContainerSecurityContext(run_as_username="no-such-user")
-)
 CASES: list[tuple[list[str], dict[str, Any], type[errors.ThawError], str]] = [
     (["/no/such/program"], {}, errors.NotFound, "/no/such/program"),
     (["no-such-program"], {}, errors.NotFound, "executable file not found in \\$PATH"),
     (["/etc/passwd"], {}, errors.PermissionDenied, "permission denied"),
     (["/bin/true"], {"working_dir": "/etc/passwd"}, errors.ThawError, "/etc/passwd"),
     (["/volume/nonsense"], {}, errors.FailedPrecondition, "exec format error"),
-    (["/bin/true"], {"linux": NOBODY}, errors.ThawError, "no-such-user"),
 ]
 
 
