@@ -85,6 +85,7 @@ def run(
                 env={**ENVIRONMENT, "HOME": str(folder), "TMPDIR": str(temporary)},
             )
     finally:
+        suite.unlink()
         # Specs about mounts leave theirs where they fail.
         for line in leaks.mounts(str(temporary)):
             subprocess.run(["umount", "--lazy", line.split()[5]], check=False)
