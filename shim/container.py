@@ -26,6 +26,7 @@ from hostlib import failpoint
 from hostlib.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     NotFound,
     ThawError,
     Unavailable,
@@ -51,10 +52,29 @@ DEAF_SECONDS: Final = 0.05
 MAX_DEAF_SECONDS: Final = 1.0
 """Seconds between looks whether a container hears its stop signal: at first, and at most."""
 
+MAX_GROUPS: Final = 4096
+"""Of a process, as the agent has it."""
+
 EXIT_START_FAILED: Final = 128
 """The exit code of a container whose command could not be started, as containerd has it."""
 
 EXIT_KILLED: Final = 128 + signal.SIGKILL
+
+
+def user_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the guest says of the user of a container's process. Raises `Internal` when that is no
+    user: the guest's word is checked."""
+    said = answer.get("user")
+    if said is None:
+        return {}
+    if isinstance(said, dict):
+        groups = said.get("additionalGids")
+        ids = [said.get("uid"), said.get("gid")]
+        if isinstance(groups, list) and len(groups) <= MAX_GROUPS:
+            ids += groups
+            if all(type(one) is int and 0 <= one < 2**32 for one in ids):
+                return {"uid": ids[0], "gid": ids[1], "additionalGids": groups}
+    raise Internal("the guest names a user that is none")
 
 
 class Container:
@@ -139,7 +159,7 @@ class Container:
                 for name in ("stdin", "stdout", "stderr")
             }
             self._in_guest = True
-            await agent.request(
+            answer = await agent.request(
                 "container.create",
                 {
                     "id": self.id,
@@ -149,6 +169,7 @@ class Container:
                     "terminal": self.record.tty,
                 },
             )
+            self._save(user=user_of(answer))
             laps.lap("guest")
         except BaseException:
             await self._discard(alive=True)

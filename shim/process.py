@@ -259,8 +259,9 @@ class Shim:
     async def _create(self, params: Wire, message: Message) -> Answer:
         record = records.from_dict(ContainerRecord, params.get("container"))
         plan = Plan.parse(params, message.fds)
-        timings = await self._require().create_container(record, plan)
-        return Answer({"timings": timings})
+        pod = self._require()
+        timings = await pod.create_container(record, plan)
+        return Answer({"timings": timings, "user": pod.container(record.id).record.user})
 
     async def _start(self, params: Wire, _message: Message) -> Answer:
         pod = self._require()

@@ -144,7 +144,8 @@ class ImageRecord:
 class ContainerRecord:
     """A container. ``log_path`` is absolute, "" for none; ``mounts`` and ``config`` are CRI's, the
     resources those in force. ``guest_cpus`` are the VM's processors that it has, "" for any;
-    ``volume_images`` the ids of the images that it mounts as volumes."""
+    ``volume_images`` the ids of the images that it mounts as volumes; ``user`` is what its process
+    runs as, OCI's ``uid``, ``gid``, ``additionalGids``."""
 
     id: str
     pod_id: str
@@ -162,6 +163,7 @@ class ContainerRecord:
     config: Wire = field(default_factory=dict)
     guest_cpus: str = ""
     volume_images: tuple[str, ...] = ()
+    user: Wire = field(default_factory=dict)
     state: ContainerState = "created"
     started_at: int = 0
     finished_at: int = 0

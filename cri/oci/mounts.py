@@ -62,7 +62,7 @@ def mounts(container_id: str, config: v1.ContainerConfig) -> Mounts:
     security = config.linux.security_context
     asked, host, images = _asked_mounts(container_id, config.mounts)
     defaults = [
-        *_default_mounts(privileged=security.privileged),
+        *_default_mounts(security),
         *_identity_mounts(config.mounts, readonly=security.readonly_rootfs),
     ]
     # First, so that a volume at /run covers it, and no mount point is made in the volume.
@@ -72,9 +72,14 @@ def mounts(container_id: str, config: v1.ContainerConfig) -> Mounts:
     return Mounts([generation, *_order(defaults, asked)], tuple(host), tuple(images))
 
 
-def _default_mounts(*, privileged: bool) -> list[dict[str, Any]]:
+def _default_mounts(security: v1.LinuxContainerSecurityContext) -> list[dict[str, Any]]:
     system = ["nosuid", "noexec", "nodev"]
-    access = "rw" if privileged else "ro"
+    access = "rw" if security.privileged else "ro"
+    if security.namespace_options.ipc == v1.CONTAINER:
+        shm = _mount("/dev/shm", "tmpfs", "shm", [*system, "mode=1777", "size=65536k"])
+    else:
+        # Of the pod's IPC namespace, and as large.
+        shm = _mount("/dev/shm", "bind", "/dev/shm", ["bind", "rprivate", "rw", *system])
     return [
         _mount("/proc", "proc", "proc", system),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -84,7 +89,7 @@ def _default_mounts(*, privileged: bool) -> list[dict[str, Any]]:
             "devpts",
             ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        _mount("/dev/shm", "tmpfs", "shm", [*system, "mode=1777", "size=65536k"]),
+        shm,
         _mount("/dev/mqueue", "mqueue", "mqueue", system),
         _mount("/sys", "sysfs", "sysfs", [*system, access]),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*system, "relatime", access]),

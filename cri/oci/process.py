@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from cri.api import v1_pb2 as v1
-from hostlib.errors import InvalidArgument, Unimplemented
+from hostlib.errors import InvalidArgument
+
+MAX_GROUPS: Final = 4096
+"""Supplementary groups of a process, as the agent has it."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -74,7 +77,17 @@ def working_dir(path: str) -> str:
 
 
 def user(security: v1.LinuxContainerSecurityContext, image_user: str) -> dict[str, Any]:
-    """The process's user; names are looked up in the guest, in the container's own files."""
+    """The process's user; names are looked up in the guest, in the container's own files. Raises
+    `InvalidArgument`."""
+    check_ids(security)
+    if security.HasField("run_as_user") and security.run_as_username:
+        raise InvalidArgument(
+            f"both run_as_user {security.run_as_user.value} and run_as_username"
+            f" {security.run_as_username[:80]!r} are given",
+            hint="give one of them",
+        )
+    if any(bad in security.run_as_username for bad in ":\0\n/"):
+        raise InvalidArgument(f"run_as_username {security.run_as_username[:80]!r} is no user name")
     if security.HasField("run_as_user"):
         name = str(security.run_as_user.value)
     else:
@@ -85,12 +98,34 @@ def user(security: v1.LinuxContainerSecurityContext, image_user: str) -> dict[st
                 "run_as_group needs run_as_user or run_as_username", hint="set the user too"
             )
         name = f"{name}:{security.run_as_group.value}"
-    for value in (security.run_as_user.value, security.run_as_group.value):
-        if not 0 <= value < 2**32 - 1:
-            raise InvalidArgument(f"user or group id {value} is out of range")
-    if security.supplemental_groups_policy == v1.Strict:
-        raise Unimplemented("the supplemental groups policy Strict is not supported yet")
     return {
         "username": name or image_user or "0",
         "additionalGids": list(security.supplemental_groups),
+        # With Strict, what /etc/group of the image says of the user's groups does not count.
+        "imageGroups": security.supplemental_groups_policy == v1.Merge,
     }
+
+
+def check_ids(
+    security: v1.LinuxContainerSecurityContext | v1.LinuxSandboxSecurityContext,
+) -> None:
+    """Refuse ids that the kernel does not have. Raises `InvalidArgument`."""
+    groups = security.supplemental_groups
+    if len(groups) > MAX_GROUPS:
+        raise InvalidArgument(f"{len(groups)} supplemental groups, more than {MAX_GROUPS}")
+    given = {
+        "run_as_user": [security.run_as_user.value],
+        "run_as_group": [security.run_as_group.value],
+        "supplemental_groups": groups,
+    }
+    for field, values in given.items():
+        for value in values:
+            if not 0 <= value < 2**32 - 1:
+                raise InvalidArgument(
+                    f"{field}: {value} is out of range", hint="ids are from 0 to 4294967294"
+                )
+    if security.supplemental_groups_policy not in (v1.Merge, v1.Strict):
+        raise InvalidArgument(
+            f"unknown supplemental groups policy {security.supplemental_groups_policy}",
+            hint="Merge or Strict",
+        )

@@ -10,14 +10,23 @@ from cri.api import v1_pb2 as v1
 from cri.oci.capabilities import capabilities
 from cri.oci.devices import HostDevice, devices
 from cri.oci.mounts import HostMount, ImageMount, mounts
-from cri.oci.process import ImageConfig, arguments, environment, user, working_dir
+from cri.oci.process import (
+    ImageConfig,
+    arguments,
+    check_ids,
+    environment,
+    user,
+    working_dir,
+)
 from cri.oci.resources import resources
+from cri.oci.seccomp import choice
 from cri.oci.security import (
     check_namespaces,
     check_security,
-    check_selinux,
+    check_security_modules,
     namespaces,
 )
+from cri.oci.sysctls import normalized, of_ipc
 from hostlib.errors import InvalidArgument
 
 
@@ -37,10 +46,13 @@ def check_sandbox(config: v1.PodSandboxConfig) -> None:
         raise InvalidArgument("Windows pods are not supported")
     security = config.linux.security_context
     check_namespaces(security.namespace_options)
-    check_selinux(security.selinux_options)
-    for name in config.linux.sysctls:
-        if not name or "/" in name or ".." in name:
-            raise InvalidArgument(f"malformed sysctl {name!r}", hint="write it with dots")
+    if security.namespace_options.pid == v1.TARGET:
+        raise InvalidArgument("a pod has no PID namespace to target; containers of it may have")
+    check_security_modules(security)
+    choice.choose(security)
+    # A microVM needs no process that holds the pod, so that nothing runs as these.
+    check_ids(security)
+    normalized(config.linux.sysctls)
 
 
 def build(
@@ -51,8 +63,10 @@ def build(
     *,
     hostname: str,
     cpus: str = "",
+    target: str = "",
 ) -> Built:
-    """The spec of a container, whose CDI devices are resolved (`cri.oci.cdi`).
+    """The spec of a container, whose CDI devices are resolved (`cri.oci.cdi`), but for its seccomp
+    filter; `target` is the id of the container whose PID namespace it asks for.
 
     Raises `InvalidArgument`, `Unimplemented`, `FailedPrecondition`.
     """
@@ -60,18 +74,17 @@ def build(
         raise InvalidArgument("Windows containers are not supported")
     wanted_devices = devices(config.devices)
     security = config.linux.security_context
-    check_security(security)
+    check_security(security, sandbox=pod.linux.security_context.privileged)
     mounted = mounts(container_id, config)
     linux: dict[str, Any] = {
-        "namespaces": namespaces(security.namespace_options),
+        "namespaces": namespaces(security, target),
         "resources": resources(config.linux.resources, privileged=security.privileged, cpus=cpus),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
         "rootfsPropagation": "rslave",
     }
-    sysctls = {k: v for k, v in pod.linux.sysctls.items() if not k.startswith("net.")}
-    if sysctls:
-        linux["sysctl"] = sysctls
+    if security.namespace_options.ipc == v1.CONTAINER:
+        linux["sysctl"] = of_ipc(normalized(pod.linux.sysctls))
     caps = capabilities(
         security.capabilities.add_capabilities,
         security.capabilities.drop_capabilities,
@@ -99,7 +112,8 @@ def build(
 
 
 def exec_process(spec: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> dict[str, Any]:
-    """The process object of a command run in a container: its spec's, with other arguments."""
+    """The process object of a command run in a container: its spec's, with other arguments. Its
+    seccomp filter is the container's; the agent has it."""
     if not argv:
         raise InvalidArgument("no command to run")
     process = dict(spec["process"])

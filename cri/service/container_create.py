@@ -19,6 +19,7 @@ from cri.oci import cdi
 from cri.oci import resources as oci_resources
 from cri.oci import spec as oci_spec
 from cri.oci.mounts import ImageMount
+from cri.oci.seccomp import choice
 from cri.sources import Sources
 from cri.trace import Trace
 from hostlib import failpoint, ids
@@ -92,8 +93,22 @@ async def _create(
     pod_limits.check_fits(resources, pod.vm.shape)
     cpus = guest_cpus(daemon, pod, resources)
     built = oci_spec.build(
-        container_id, sandbox, wanted, image.config, hostname=pod.record.hostname, cpus=cpus
+        container_id,
+        sandbox,
+        wanted,
+        image.config,
+        hostname=pod.record.hostname,
+        cpus=cpus,
+        target=_target(daemon, pod, config.linux.security_context.namespace_options),
     )
+    if (chosen := choice.choose(config.linux.security_context)) is not None:
+        with trace.step(f"{name}.seccomp"):
+            built.spec["linux"]["seccomp"] = await in_thread(
+                choice.program,
+                chosen,
+                built.spec["process"]["capabilities"]["bounding"],
+                daemon.config.guest.dir,
+            )
     record = _record(container_id, pod, config, image, cpus)
     await check_log(record.log_path)
     await failpoint.hit("container.create")
@@ -111,6 +126,7 @@ async def _create(
             await in_thread(sources.add, built.spec, built.mounts, built.devices)
 
         async def ask() -> None:
+            nonlocal record
             begun = trace.elapsed()
             for mount, volume in zip(built.images, volumes, strict=True):
                 mount.entry["source"] = ":".join(each["name"] for each in layers(volume))
@@ -121,6 +137,7 @@ async def _create(
                 [layer for volume in volumes for layer in layers(volume)],
                 sources,
             )
+            record = dataclasses.replace(record, user=answer.get("user") or {})
             trace.add_parts(name, begun, answer.get("timings") or {})
 
         try:
@@ -165,6 +182,23 @@ async def image_volumes(daemon: Daemon, mounts: Sequence[ImageMount]) -> list[Im
             raise NotFound(f"{mount.where}: {error.message}", hint="pull it first") from error
         found.append(await daemon.images.runnable(image))
     return found
+
+
+def _target(daemon: Daemon, pod: Pod, options: v1.NamespaceOption) -> str:
+    """The id of the container whose PID namespace is asked for, "" when none is. Raises
+    `InvalidArgument`, `NotFound`, `FailedPrecondition`."""
+    if options.pid != v1.TARGET:
+        return ""
+    if not options.target_id:
+        raise InvalidArgument(
+            "the PID namespace of which container?", hint="set target_id to a container of the pod"
+        )
+    found = daemon.index.containers.find(options.target_id)
+    if found.record.pod_id != pod.id:
+        raise InvalidArgument(f"target container {found.id} belongs to another pod")
+    if found.record.state != "running":
+        raise FailedPrecondition(f"target container {found.id} is {found.record.state}")
+    return found.id
 
 
 def pod_config(pod: Pod) -> v1.PodSandboxConfig:

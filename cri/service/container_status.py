@@ -56,13 +56,12 @@ def config_of(record: ContainerRecord) -> v1.ContainerConfig:
 def status(container: Container) -> v1.ContainerStatus:
     record = container.record
     config = config_of(record)
-    security = config.linux.security_context
     user = None
-    if security.HasField("run_as_user"):
+    if record.user:
         linux = v1.LinuxContainerUser(
-            uid=security.run_as_user.value,
-            gid=security.run_as_group.value,
-            supplemental_groups=security.supplemental_groups,
+            uid=record.user["uid"],
+            gid=record.user["gid"],
+            supplemental_groups=record.user["additionalGids"],
         )
         user = v1.ContainerUser(linux=linux)
     return v1.ContainerStatus(

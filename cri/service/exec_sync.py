@@ -12,6 +12,7 @@ from cri.vms import Wire
 from hostlib import failpoint
 from hostlib.errors import InvalidArgument
 from images.model import ImageConfig
+from shim.records import ContainerRecord
 
 MAX_OUTPUT = 16 * 1024 * 1024
 """Of each stream, in bytes; the server's own limit on messages leaves room for both."""
@@ -50,4 +51,10 @@ def process_of(daemon: Daemon, container: Container, pod: Pod) -> Wire:
             hostname=pod.record.hostname,
         )
         container.process = built.spec["process"]
-    return container.process
+    # As it was found in the guest: the container's own files may say something else by now.
+    return {**container.process, "user": user_of(container.record) or container.process["user"]}
+
+
+def user_of(record: ContainerRecord) -> Wire:
+    """The OCI user that the container's process has, {} for a container of an older version."""
+    return {key: record.user[key] for key in ("uid", "gid", "additionalGids") if key in record.user}

@@ -18,6 +18,7 @@ from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
 from cri.oci import spec as oci_spec
+from cri.oci.sysctls import normalized
 from cri.trace import Trace
 from cri.vms import Vm
 from hostlib import failpoint, ids
@@ -150,7 +151,7 @@ async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, tra
         identity.resolv_conf, plan.config.dns_config, daemon.config.network.dns_servers
     )
     network = dict(attachment.guest)
-    sysctls = {k: v for k, v in plan.config.linux.sysctls.items() if k.startswith("net.")}
+    sysctls = normalized(plan.config.linux.sysctls)
     if sysctls:
         network["sysctls"] = {**network.get("sysctls", {}), **sysctls}
     who = identity.identity(plan.hostname, attachment.ips, resolv)

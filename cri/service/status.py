@@ -15,7 +15,7 @@ async def run(daemon: Daemon, request: v1.StatusRequest) -> v1.StatusResponse:
         info=_info(daemon) if request.verbose else {},
         runtime_handlers=[v1.RuntimeHandler(name=name, features=features) for name in HANDLERS],
         features=v1.RuntimeFeatures(
-            supplemental_groups_policy=False,
+            supplemental_groups_policy=True,
             user_namespaces_host_network=False,
             mount_options=True,
         ),

@@ -8,6 +8,7 @@ from cri.api import v1_pb2 as v1
 from cri.oci import spec as oci_spec
 from cri.oci.capabilities import ALL, DEFAULT, capabilities
 from cri.oci.devices import devices
+from cri.oci.sysctls import normalized
 from hostlib.devices import default_rules
 from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError
 from images.model import ImageConfig
@@ -21,8 +22,11 @@ SHELL = ImageConfig(
 )
 
 
-def build(config: v1.ContainerConfig, image: ImageConfig = SHELL) -> dict[str, Any]:
-    return oci_spec.build("c" * 64, v1.PodSandboxConfig(), config, image, hostname="pod").spec
+def build(
+    config: v1.ContainerConfig, image: ImageConfig = SHELL, pod: v1.PodSandboxConfig | None = None
+) -> dict[str, Any]:
+    pod = pod or v1.PodSandboxConfig()
+    return oci_spec.build("c" * 64, pod, config, image, hostname="pod").spec
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,12 @@ def test_capabilities() -> None:
 
 
 def test_privileged_sees_all() -> None:
-    spec = build(security(privileged=True, masked_paths=["/proc/kcore"]))
+    config = security(privileged=True, masked_paths=["/proc/kcore"])
+    with pytest.raises(FailedPrecondition, match="not made for privileged"):
+        build(config)
+    pod = v1.PodSandboxConfig()
+    pod.linux.security_context.privileged = True
+    spec = build(config, pod=pod)
     assert spec["linux"]["maskedPaths"] == []
     sys = next(each for each in spec["mounts"] if each["destination"] == "/sys")
     assert "rw" in sys["options"]
@@ -182,12 +191,17 @@ def test_resources() -> None:
     "context",
     [
         {"namespace_options": v1.NamespaceOption(pid=v1.NODE)},
-        {"namespace_options": v1.NamespaceOption(pid=v1.TARGET)},
-        {"namespace_options": v1.NamespaceOption(pid=v1.POD)},
+        {"namespace_options": v1.NamespaceOption(network=v1.CONTAINER)},
+        {"namespace_options": v1.NamespaceOption(ipc=v1.TARGET)},
+        {"namespace_options": v1.NamespaceOption(target_id="x")},
+        {"namespace_options": v1.NamespaceOption(userns_options=v1.UserNamespace(mode=v1.POD))},
         {"seccomp": v1.SecurityProfile(profile_type=v1.SecurityProfile.Localhost)},
         {"apparmor": v1.SecurityProfile(profile_type=v1.SecurityProfile.Localhost)},
         {"selinux_options": v1.SELinuxOption(type="x")},
-        {"supplemental_groups_policy": v1.Strict},
+        {"selinux_options": v1.SELinuxOption(level="s0")},
+        {"apparmor_profile": "localhost/x"},
+        {"run_as_user": v1.Int64Value(value=1), "run_as_username": "a"},
+        {"supplemental_groups": [2**32 - 1]},
     ],
 )
 def test_security_that_is_refused(context: dict[str, Any]) -> None:
@@ -196,13 +210,56 @@ def test_security_that_is_refused(context: dict[str, Any]) -> None:
     assert caught.value.code in ("INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
-@pytest.mark.parametrize("kind", [v1.SecurityProfile.RuntimeDefault, v1.SecurityProfile.Unconfined])
-def test_no_seccomp_filter_is_asked_of_the_guest(kind: Any) -> None:
-    # The agent loads none; docs/architecture.md says what stands in its place.
-    profile = v1.SecurityProfile(profile_type=kind)
-    spec = build(security(seccomp=profile, seccomp_profile_path="runtime/default"))
-    assert "seccomp" not in spec["linux"]
-    assert "apparmorProfile" not in spec["process"]
+def test_apparmors_default_is_no_profile() -> None:
+    for kind in (v1.SecurityProfile.RuntimeDefault, v1.SecurityProfile.Unconfined):
+        spec = build(security(apparmor=v1.SecurityProfile(profile_type=kind)))
+        assert "apparmorProfile" not in spec["process"]
+
+
+def test_groups_of_the_image() -> None:
+    policy = {"supplemental_groups_policy": v1.Strict}
+    assert build(security())["process"]["user"]["imageGroups"] is True
+    user = build(security(supplemental_groups=[5], **policy))["process"]["user"]
+    assert (user["imageGroups"], user["additionalGids"]) == (False, [5])
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        (None, None),
+        (v1.NamespaceOption(pid=v1.CONTAINER), None),
+        (v1.NamespaceOption(pid=v1.POD), "pod"),
+        (v1.NamespaceOption(pid=v1.TARGET, target_id="abc"), "container:abc"),
+    ],
+)
+def test_pid_namespaces(options: v1.NamespaceOption | None, path: str | None) -> None:
+    found = build(security(namespace_options=options))["linux"]["namespaces"]
+    assert next(each for each in found if each["type"] == "pid").get("path") == path
+
+
+def test_shared_memory_is_the_ipc_namespaces() -> None:
+    def shm(mode: v1.NamespaceMode) -> str:
+        mounts = build(security(namespace_options=v1.NamespaceOption(ipc=mode)))["mounts"]
+        return str(next(each["type"] for each in mounts if each["destination"] == "/dev/shm"))
+
+    assert (shm(v1.POD), shm(v1.CONTAINER)) == ("bind", "tmpfs")
+
+
+def test_sysctls() -> None:
+    given = {"net/ipv4/conf/eth0.1/forwarding": "1", "kernel.shmmax": "5", "vm.x": "1"}
+    settings = normalized(given)
+    assert settings == {"net.ipv4.conf.eth0/1.forwarding": "1", "kernel.shmmax": "5", "vm.x": "1"}
+    pod = v1.PodSandboxConfig(linux=v1.LinuxPodSandboxConfig(sysctls=given))
+    own = security(namespace_options=v1.NamespaceOption(ipc=v1.CONTAINER))
+    assert build(own, pod=pod)["linux"]["sysctl"] == {"kernel.shmmax": "5"}
+    assert "sysctl" not in build(security(), pod=pod)["linux"]
+    for name in ("", "net", "a..b", "../x", "a b.c", "kernel.hostname", "kernel/modprobe"):
+        with pytest.raises(InvalidArgument):
+            normalized({name: "1"})
+    normalized({"kernel.core_pattern": "core.%p"})
+    for name, value in (("kernel.core_pattern", "|x"), ("vm.x", "\0"), ("vm.x", "1" * 5000)):
+        with pytest.raises(InvalidArgument):
+            normalized({name: value})
 
 
 def test_devices_that_are_asked_for() -> None:

@@ -117,7 +117,8 @@ def test_pods_reach_each_other_and_the_host_reaches_them(daemon: Daemon) -> None
 
 
 def test_devices_are_denied_unless_privileged(daemon: Daemon) -> None:
-    pod = Pod.run(daemon)
+    sandbox = v1_pb2.LinuxSandboxSecurityContext(privileged=True)
+    pod = Pod.run(daemon, linux=v1_pb2.LinuxPodSandboxConfig(security_context=sandbox))
     disk = "mknod /dev/disk b 8 0 && head -c 1 /dev/disk | wc -c"
     for privileged, read in ((False, "0"), (True, "1")):
         context = v1_pb2.LinuxContainerSecurityContext(privileged=privileged)

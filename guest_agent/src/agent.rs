@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::connect::Attempt;
 use crate::container::cgroup::Cgroup;
 use crate::container::device_filter::Filters;
+use crate::container::seccomp::Filter;
 use crate::container::spec::Process;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::frame::{FIN, Frame, Kind, MAX_PAYLOAD, MORE, encode};
@@ -55,6 +56,8 @@ pub struct Container {
     pub project: u32,
     /// What init is, and so what its hooks are.
     pub process: Process,
+    /// Of init, its hooks and its execs.
+    pub filter: Option<Filter>,
     pub terminal: Option<OwnedFd>,
     /// The request that waits for init's end, to finish `container.delete`.
     pub deleting: Option<Reply>,
@@ -79,6 +82,8 @@ pub enum Who {
     Hooks,
     /// Removes what an ended container wrote.
     Cleaner,
+    /// PID 1 of the PID namespace that containers share.
+    Pause,
 }
 
 /// A child from its fork until it is reaped.
@@ -108,6 +113,8 @@ pub struct Agent {
     pub next_project: u32,
     pub filters: Filters,
     pub hooks: Option<hooks::Run>,
+    /// The pid of the pod's `Pause`, once a container wanted it.
+    pub pause: Option<u32>,
     scratch: Vec<u8>,
 }
 
@@ -136,6 +143,7 @@ impl Agent {
             next_project: 1,
             filters: Filters::default(),
             hooks: None,
+            pause: None,
             scratch: vec![0; MAX_PAYLOAD],
         };
         agent.watch(&agent.signals, Source::Signals, EventFlags::IN)?;

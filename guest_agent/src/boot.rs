@@ -101,7 +101,7 @@ pub fn boot() -> Outcome<()> {
     load_modules()?;
     switch_root()?;
     attach("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=0620,ptmxmode=0666")?;
-    attach("tmpfs", "/dev/shm", MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777")?;
+    attach("tmpfs", "/dev/shm", sealed, c"mode=1777,size=65536k")?;
     for (target, name) in [("/proc/self/fd", "/dev/fd"), ("/proc/self/fd/0", "/dev/stdin")] {
         let _ = symlinkat(target, CWD, name);
     }

@@ -31,6 +31,7 @@ mod status;
 mod storage;
 mod streams;
 mod sys;
+mod sysctl;
 mod volumes;
 
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ use std::process::ExitCode;
 use rustix::process::{Resource, Rlimit};
 
 use crate::agent::Agent;
-use crate::container::exec;
+use crate::container::{exec, pause};
 use crate::fault::{Doing, Fault, Outcome};
 
 const OWN_DESCRIPTORS: u64 = 65_536;
@@ -90,6 +91,12 @@ fn stop(text: &str) -> ! {
 /// The program.
 pub fn main() -> ExitCode {
     let args: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if args == [pause::OPTION] {
+        // PID 1 of a pod's containers: SIGCHLD is ignored, and so are, for PID 1, all signals from its own namespace.
+        sys::ignore_children();
+        let _ = rustix::thread::set_name(c"pause");
+        forever();
+    }
     if let [option, number] = args.as_slice()
         && option == "--serve-fd"
         && let Ok(number) = number.parse()

@@ -224,11 +224,7 @@ pub fn configure(network: &Network) -> Outcome<()> {
         link_message(index, IFF_UP).attribute(IFLA_ADDRESS, &mac).attribute(IFLA_MTU, &network.mtu.to_ne_bytes());
     netlink.tell(link, 0, || format!("network: set {LINK} to {} and MTU {}", network.mac, network.mtu))?;
     for (name, value) in &network.sysctls {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        if !name.starts_with("net.") || name.contains("..") || name.contains('/') {
-            return Err(Fault::invalid(format!("network: sysctl {name:?} is not below net.")));
-        }
-        fs::write(&path, value).doing(|| format!("network: write {value:?} to {path}"))?;
+        crate::sysctl::set(name, value)?;
     }
     let mut addresses = Vec::new();
     for text in &network.addresses {

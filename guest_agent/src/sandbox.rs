@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns};
 use crate::container::cgroup::Cgroup;
 use crate::container::create::{Plan, Stdio, launch, launch_exec};
-use crate::container::namespaces::Own;
-use crate::container::{devices, rootfs, signals, trash};
+use crate::container::namespaces::{Own, PidSpace};
+use crate::container::seccomp::Filter;
+use crate::container::user::Identity;
+use crate::container::{devices, pause, rootfs, signals, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::request::{Create, ExecParams, StreamIds};
 use crate::rpc::Given;
@@ -123,10 +125,20 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
         return Err(Fault::new(Code::NotFound, format!("layer {layer} is not mounted")));
     }
     devices::find(&mut wanted.spec.linux)?;
+    let filter = wanted.spec.linux.seccomp.as_ref().map(Filter::parse).transpose()?;
+    let pid_space = pid_space(agent, &own.pid)?;
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let cgroup = Cgroup::create(&wanted.id, &wanted.spec.linux.resources)?;
     let huge = cgroup.huge_pages();
-    let plan = Plan { id: &wanted.id, spec: &wanted.spec, layers: &wanted.layers, own, terminal: wanted.terminal };
+    let plan = Plan {
+        id: &wanted.id,
+        spec: &wanted.spec,
+        layers: &wanted.layers,
+        own,
+        terminal: wanted.terminal,
+        filter: filter.as_ref(),
+        pid_space,
+    };
     // Never one that was used: what a removed container wrote goes by and by.
     let project = agent.next_project;
     agent.next_project = project.wrapping_add(1).max(1);
@@ -164,6 +176,7 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
         cgroup,
         project: if counted { project } else { 0 },
         process: wanted.spec.process,
+        filter,
         terminal: None,
         deleting: None,
     };
@@ -172,6 +185,36 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
         limits::allow_huge_pages(agent);
     }
     Ok(())
+}
+
+/// The process whose PID namespace is meant; None for one of the container's own.
+fn pid_space(agent: &mut Agent, wanted: &PidSpace) -> Outcome<Option<u32>> {
+    match wanted {
+        PidSpace::Own => Ok(None),
+        PidSpace::Of(id) => {
+            let container = find(agent, id)?;
+            in_state(container, id, State::Running)?;
+            Ok(Some(container.pid))
+        }
+        PidSpace::Pod => {
+            if agent.pause.is_none() {
+                let pid = pause::launch(&null_streams()?)?;
+                agent.children.insert(
+                    pid,
+                    ChildState {
+                        who: Who::Pause,
+                        status: None,
+                        waiting: None,
+                        streams: StreamIds::default(),
+                        nonce: 0,
+                        executed: true,
+                    },
+                );
+                agent.pause = Some(pid);
+            }
+            Ok(agent.pause)
+        }
+    }
 }
 
 fn find<'a>(agent: &'a mut Agent, id: &str) -> Outcome<&'a mut Container> {
@@ -282,7 +325,7 @@ pub fn exec(agent: &mut Agent, reply: Reply, wanted: &ExecParams) -> Outcome<()>
     let container = find(agent, &wanted.container)?;
     in_state(container, &wanted.container, State::Running)?;
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
-    let child = launch_exec(&wanted.process, container.pid, &container.cgroup, &child_ends, wanted.terminal)?;
+    let child = launch_exec(&wanted.process, container, &child_ends, wanted.terminal)?;
     agent.watch(&child.status, Source::Status(child.pid), EventFlags::IN)?;
     attach(agent, wanted.streams, ends, End::Pipe);
     let id = agent.next_exec.to_string();
@@ -321,7 +364,7 @@ fn attach_terminal(agent: &mut Agent, pid: u32, master: OwnedFd) {
                     exec.terminal = Some(master);
                 }
             }
-            Who::Hooks | Who::Cleaner => {}
+            Who::Hooks | Who::Cleaner | Who::Pause => {}
         }
         attach(agent, ids, ends, End::Terminal);
     }
@@ -345,11 +388,11 @@ pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
     let Some(socket) = &child.status else { return false };
     match status::hear(socket) {
         Heard::Other(Report::Nothing) => false,
-        Heard::Ready(master) => {
+        Heard::Ready(master, user) => {
             if let Some(master) = master {
                 attach_terminal(agent, pid, master);
             }
-            on_ready(agent, pid);
+            on_ready(agent, pid, user);
             true
         }
         Heard::Hook(name, code) => {
@@ -364,13 +407,17 @@ pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
     }
 }
 
-fn on_ready(agent: &mut Agent, pid: u32) {
+fn on_ready(agent: &mut Agent, pid: u32, user: Option<Identity>) {
     let Some(ChildState { who: Who::Init(id), waiting, .. }) = agent.children.get_mut(&pid) else { return };
     if let Some(container) = agent.containers.get_mut(id) {
         container.state = State::Created;
     }
     if let Some(reply) = waiting.take() {
-        agent.answer(reply, Ok(json!({"pid": pid})));
+        let mut result = json!({"pid": pid});
+        if let Some(user) = user {
+            result["user"] = json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups});
+        }
+        agent.answer(reply, Ok(result));
     }
 }
 
@@ -403,7 +450,7 @@ fn on_report(agent: &mut Agent, pid: u32, report: Report) {
             }
             return;
         }
-        Who::Cleaner => return,
+        Who::Cleaner | Who::Pause => return,
     };
     let outcome = match report {
         Report::Failed(fault) => Err(fault),
@@ -435,6 +482,7 @@ pub fn child_ended(agent: &mut Agent, pid: u32, code: i32) {
         }
         Who::Hooks => hooks::ended(agent, pid, code),
         Who::Cleaner => {}
+        Who::Pause => agent.pause = None,
         Who::Init(id) => init_ended(agent, &id, code),
     }
 }

@@ -1,5 +1,5 @@
 //! What the agent and a child that is not yet its program say to each other, over a SEQPACKET socket that closes on exec:
-//! `R` ready (with the terminal's master), `E<code>\n<message>` failed, `H<exit code>\n<name>` a hook has ended, `S` go on; the end of the stream is the exec.
+//! `R` ready (with the terminal's master, and uid, gid and groups of an init), `E<code>\n<message>` failed, `H<exit code>\n<name>` a hook has ended, `S` go on; the end of the stream is the exec.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,10 +11,13 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType,
 };
 
+use crate::container::user::{Identity, MAX_GROUPS};
 use crate::fault::{Code, Doing, Fault, Outcome};
 
-/// Bytes of a message.
+/// Bytes of a message's text.
 const MAX: usize = 8192;
+/// Bytes of a message: an init's user and groups are the longest.
+const LONGEST: usize = 1 + 4 * (2 + MAX_GROUPS);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Report {
@@ -24,7 +27,7 @@ pub enum Report {
 }
 
 pub enum Heard {
-    Ready(Option<OwnedFd>),
+    Ready(Option<OwnedFd>, Option<Identity>),
     Hook(String, i32),
     Other(Report),
 }
@@ -39,7 +42,7 @@ pub fn pair() -> Outcome<(OwnedFd, OwnedFd)> {
 }
 
 pub fn hear(socket: &OwnedFd) -> Heard {
-    let mut bytes = [0; MAX];
+    let mut bytes = [0; LONGEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
@@ -60,7 +63,7 @@ pub fn hear(socket: &OwnedFd) -> Heard {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
                 _ => None,
             });
-            Heard::Ready(fds.last())
+            Heard::Ready(fds.last(), identity(&bytes[1..count]))
         }
         Some(b'H') => {
             let text = String::from_utf8_lossy(&bytes[1..count]);
@@ -75,14 +78,22 @@ pub fn hear(socket: &OwnedFd) -> Heard {
     }
 }
 
-pub fn say_ready(socket: BorrowedFd<'_>, master: Option<&OwnedFd>) -> Outcome<()> {
+fn identity(bytes: &[u8]) -> Option<Identity> {
+    let mut numbers = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    let (uid, gid) = (numbers.next()?, numbers.next()?);
+    Some(Identity { uid, gid, groups: numbers.collect(), home: String::new() })
+}
+
+pub fn say_ready(socket: BorrowedFd<'_>, master: Option<&OwnedFd>, user: Option<&Identity>) -> Outcome<()> {
+    let numbers = user.into_iter().flat_map(|user| [user.uid, user.gid].into_iter().chain(user.groups.iter().copied()));
+    let text: Vec<u8> = std::iter::once(b'R').chain(numbers.flat_map(u32::to_le_bytes)).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = master.map(|fd| [fd.as_fd()]);
     if let Some(fds) = &fds {
         ancillary.push(SendAncillaryMessage::ScmRights(fds));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(b"R")], &mut ancillary, SendFlags::NOSIGNAL)
+    rustix::net::sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)
         .map(drop)
         .doing(|| "report to the agent".to_owned())
 }

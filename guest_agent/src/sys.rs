@@ -62,6 +62,30 @@ pub fn exec(path: &CString, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
+/// Executes the program behind a descriptor, which nothing else is handed on to.
+pub fn exec_fd(program: BorrowedFd<'_>, args: &[CString]) -> io::Error {
+    let argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
+    let envp: [*const libc::c_char; 1] = [std::ptr::null()];
+    // SAFETY: both arrays end in a null pointer, their strings and the empty path outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Children that end, also those of others that come to this process, are forgotten by the kernel at once.
+pub fn ignore_children() {
+    // SAFETY: SIG_IGN is a valid disposition.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Ends a forked child without running the parent's exit handlers.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit does not return and touches no memory.
@@ -202,6 +226,17 @@ pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         [cgroup.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
     // SAFETY: BPF_PROG_ATTACH reads target, program, type and flags, four u32.
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attach.as_ptr(), size_of_val(&attach)) }).map(drop)
+}
+
+/// seccomp(2): the calling process and all its programs are judged by this one from now on.
+pub fn load_seccomp_filter(instructions: &[u64], flags: u32) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(instructions.len()).unwrap_or(u16::MAX),
+        filter: instructions.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: an instruction is 8 bytes; the kernel reads as many as the length says, and writes none.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+        .map(drop)
 }
 
 /// Credits entropy to the kernel's generator and makes it reseed at once.

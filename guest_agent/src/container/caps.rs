@@ -1,5 +1,7 @@
 //! Capability names and sets.
 
+use std::io;
+
 use crate::container::spec::Capabilities;
 use crate::fault::{Doing, Fault, Outcome};
 use crate::sys;
@@ -49,6 +51,8 @@ const NAMES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
+const SYS_ADMIN: u64 = 1 << 21;
+
 /// Capability sets as bit masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sets {
@@ -95,10 +99,16 @@ impl Sets {
         sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).doing(|| "keep capabilities".to_owned())
     }
 
-    /// Second half, after the change of user.
-    pub fn apply(&self) -> Outcome<()> {
+    /// Whether CAP_SYS_ADMIN is in effect.
+    pub fn may_administrate(&self) -> bool {
+        self.effective & self.permitted & SYS_ADMIN != 0
+    }
+
+    /// Second half, after the change of user. With `keep_admin` CAP_SYS_ADMIN stays until `set`.
+    pub fn apply(&self, keep_admin: bool) -> Outcome<()> {
         sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0).doing(|| "clear keep-capabilities".to_owned())?;
-        sys::set_capabilities(self.effective, self.permitted, self.inheritable)
+        let more = if keep_admin { SYS_ADMIN } else { 0 };
+        sys::set_capabilities(self.effective | more, self.permitted | more, self.inheritable)
             .doing(|| "set capabilities".to_owned())?;
         for (number, name) in NAMES.iter().enumerate() {
             if self.ambient & 1 << number != 0 {
@@ -107,5 +117,10 @@ impl Sets {
             }
         }
         Ok(())
+    }
+
+    /// One system call: what `apply` kept goes.
+    pub fn set(&self) -> io::Result<()> {
+        sys::set_capabilities(self.effective, self.permitted, self.inheritable)
     }
 }

@@ -7,10 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::agent::Container;
 use crate::container::caps::Sets;
 use crate::container::cgroup::Cgroup;
 use crate::container::namespaces::Own;
+use crate::container::seccomp::Filter;
 use crate::container::spec::{Process, Spec};
+use crate::container::user::{self, Identity};
 use crate::container::{exec, hooks, rootfs, tty};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::Phase;
@@ -35,14 +38,17 @@ pub struct Plan<'a> {
     pub layers: &'a [String],
     pub own: Own,
     pub terminal: bool,
+    pub filter: Option<&'a Filter>,
+    /// The process whose PID namespace it joins instead of having one of its own.
+    pub pid_space: Option<u32>,
 }
 
 /// Runs `body` in a forked child; what it returns is reported as its failure.
-fn child(
+fn child<'a>(
     stdio: &Stdio,
     socket: &OwnedFd,
     extra: Option<BorrowedFd<'_>>,
-    body: impl FnOnce(BorrowedFd<'_>) -> Outcome<exec::Ready>,
+    body: impl FnOnce(BorrowedFd<'_>) -> Outcome<exec::Ready<'a>>,
 ) -> ! {
     sys::reset_signals();
     let streams = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
@@ -59,13 +65,18 @@ fn child(
     sys::exit_now(127)
 }
 
-fn console(process: &Process, status: BorrowedFd<'_>) -> Outcome<()> {
+fn console(process: &Process, user: Option<&Identity>, status: BorrowedFd<'_>) -> Outcome<()> {
     let (master, slave) = tty::open(process.console_size.as_ref())?;
     tty::become_console(&slave)?;
-    status::say_ready(status, Some(&master))
+    status::say_ready(status, Some(&master), user)
 }
 
-fn init(plan: &Plan<'_>, caps: &Sets, status: BorrowedFd<'_>) -> Outcome<exec::Ready> {
+fn who(process: &Process) -> Outcome<Identity> {
+    let has_home = process.env.iter().any(|text| text.starts_with("HOME="));
+    user::resolve(&process.user, !has_home)
+}
+
+fn init<'a>(plan: &Plan<'a>, caps: &Sets, status: BorrowedFd<'_>) -> Outcome<exec::Ready<'a>> {
     sys::new_session_keyring();
     exec::set_oom_score(&plan.spec.process)?;
     if plan.own.cgroup {
@@ -76,16 +87,17 @@ fn init(plan: &Plan<'_>, caps: &Sets, status: BorrowedFd<'_>) -> Outcome<exec::R
     }
     rootfs::enter(plan.id, plan.layers, plan.spec)?;
     rootfs::seal(plan.spec)?;
+    let identity = who(&plan.spec.process)?;
     if plan.terminal {
-        console(&plan.spec.process, status)?;
+        console(&plan.spec.process, Some(&identity), status)?;
     } else {
-        status::say_ready(status, None)?;
+        status::say_ready(status, None, Some(&identity))?;
     }
     if !status::wait_for_start(status) {
         sys::exit_now(0);
     }
-    let env = exec::settle(&plan.spec.process, caps)?;
-    exec::Ready::find(&plan.spec.process, env)
+    let settled = exec::settle(&plan.spec.process, caps, &identity, plan.filter)?;
+    exec::Ready::find(&plan.spec.process, settled)
 }
 
 /// Forks a container's init; it reports ready once its root is entered.
@@ -93,10 +105,40 @@ pub fn launch(plan: &Plan<'_>, stdio: &Stdio, cgroup: &Cgroup) -> Outcome<Child>
     let caps = Sets::parse(plan.spec.process.capabilities.as_ref())?;
     let (ours, theirs) = status::pair()?;
     let cgroup = cgroup.open()?;
-    let forked =
-        sys::fork_into(plan.own.flags, Some(cgroup.as_fd())).doing(|| "fork the container's init".to_owned())?;
+    let space = plan.pid_space.map(process_fd).transpose()?;
+    let forked = fork_beside(space.as_ref().map(AsFd::as_fd), plan.own.flags, &cgroup)?;
     let Some(pid) = forked else { child(stdio, &theirs, None, |status| init(plan, &caps, status)) };
     Ok(Child { pid, status: ours })
+}
+
+fn process_fd(pid: u32) -> Outcome<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| Fault::internal("no init"))?;
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => Err(ended()),
+        opened => opened.doing(|| "open the container's init".to_owned()),
+    }
+}
+
+/// Forks into the PID namespace of a process, if one is given. None is the child.
+fn fork_beside(target: Option<BorrowedFd<'_>>, flags: i32, cgroup: &OwnedFd) -> Outcome<Option<u32>> {
+    // The pid namespace counts for children alone: it is joined before the fork, and left again after it.
+    let home = match target {
+        Some(target) => {
+            let home = File::open("/proc/self/ns/pid").doing(|| "open the pid namespace".to_owned())?;
+            enter(target, libc::CLONE_NEWPID, "pid namespace")?;
+            Some(home)
+        }
+        None => None,
+    };
+    let forked = sys::fork_into(flags, Some(cgroup.as_fd()));
+    if let (Some(home), false) = (home, matches!(forked, Ok(None))) {
+        sys::setns(home.as_fd(), libc::CLONE_NEWPID).doing(|| "leave the container's pid namespace".to_owned())?;
+    }
+    match forked {
+        // A pid namespace whose init has ended has no room.
+        Err(error) if target.is_some() && error.raw_os_error() == Some(libc::ENOMEM) => Err(ended()),
+        forked => forked.doing(|| "fork a process of the container".to_owned()),
+    }
 }
 
 fn join_namespaces(process: &Process) -> Outcome<()> {
@@ -121,57 +163,49 @@ fn ended() -> Fault {
     Fault::new(Code::FailedPrecondition, "the container has ended")
 }
 
-fn join(process: &Process, caps: &Sets, terminal: bool, status: BorrowedFd<'_>) -> Outcome<exec::Ready> {
+fn join<'a>(
+    process: &Process,
+    caps: &Sets,
+    filter: Option<&'a Filter>,
+    terminal: bool,
+    status: BorrowedFd<'_>,
+) -> Outcome<exec::Ready<'a>> {
     join_namespaces(process)?;
     if terminal {
-        console(process, status)?;
+        console(process, None, status)?;
     }
-    let env = exec::settle(process, caps)?;
-    exec::Ready::find(process, env)
+    let settled = exec::settle(process, caps, &who(process)?, filter)?;
+    exec::Ready::find(process, settled)
 }
 
-/// Forks a further process into the container whose init has this pid.
-pub fn launch_exec(process: &Process, init: u32, cgroup: &Cgroup, stdio: &Stdio, terminal: bool) -> Outcome<Child> {
+/// Forks a further process into the container.
+pub fn launch_exec(process: &Process, container: &Container, stdio: &Stdio, terminal: bool) -> Outcome<Child> {
     let caps = Sets::parse(process.capabilities.as_ref())?;
-    launch_into(init, cgroup, stdio, |status| join(process, &caps, terminal, status))
+    let filter = container.filter.as_ref();
+    launch_into(container, stdio, |status| join(process, &caps, filter, terminal, status))
 }
 
-/// Forks a child into the container whose init has this pid, which runs the hooks as the container's own user.
-pub fn launch_hooks(process: &Process, init: u32, cgroup: &Cgroup, stdio: &Stdio, phase: Phase) -> Outcome<Child> {
+/// Forks a child into the container, which runs the hooks as the container's own user.
+pub fn launch_hooks(container: &Container, stdio: &Stdio, phase: Phase) -> Outcome<Child> {
+    let process = &container.process;
     let caps = Sets::parse(process.capabilities.as_ref())?;
-    launch_into(init, cgroup, stdio, |status| {
+    launch_into(container, stdio, |status| {
         join_namespaces(process)?;
-        let env = exec::settle(process, &caps)?;
-        hooks::run(phase, &env, status)?;
+        let (env, seal) = exec::settle(process, &caps, &who(process)?, container.filter.as_ref())?;
+        hooks::run(phase, &env, &seal, status)?;
         sys::exit_now(0)
     })
 }
 
-fn launch_into(
-    init: u32,
-    cgroup: &Cgroup,
+fn launch_into<'a>(
+    container: &Container,
     stdio: &Stdio,
-    body: impl FnOnce(BorrowedFd<'_>) -> Outcome<exec::Ready>,
+    body: impl FnOnce(BorrowedFd<'_>) -> Outcome<exec::Ready<'a>>,
 ) -> Outcome<Child> {
     let (ours, theirs) = status::pair()?;
-    let cgroup = cgroup.open()?;
-    let init = i32::try_from(init).ok().and_then(Pid::from_raw).ok_or_else(|| Fault::internal("no init"))?;
-    let target = match pidfd_open(init, PidfdFlags::empty()) {
-        Err(Errno::SRCH) => return Err(ended()),
-        opened => opened.doing(|| "open the container's init".to_owned())?,
-    };
-    // The pid namespace counts for children alone: it is joined before the fork, and left again after it.
-    let home = File::open("/proc/self/ns/pid").doing(|| "open the pid namespace".to_owned())?;
-    enter(target.as_fd(), libc::CLONE_NEWPID, "pid namespace")?;
-    let forked = sys::fork_into(0, Some(cgroup.as_fd()));
-    if let Ok(None) = forked {
-        child(stdio, &theirs, Some(target.as_fd()), body);
-    }
-    sys::setns(home.as_fd(), libc::CLONE_NEWPID).doing(|| "leave the container's pid namespace".to_owned())?;
-    // A pid namespace whose init has ended has no room.
-    let pid = match forked {
-        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => return Err(ended()),
-        forked => forked.doing(|| "fork into the container".to_owned())?.unwrap_or_default(),
-    };
+    let cgroup = container.cgroup.open()?;
+    let target = process_fd(container.pid)?;
+    let forked = fork_beside(Some(target.as_fd()), 0, &cgroup)?;
+    let Some(pid) = forked else { child(stdio, &theirs, Some(target.as_fd()), body) };
     Ok(Child { pid, status: ours })
 }

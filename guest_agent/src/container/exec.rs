@@ -12,8 +12,9 @@ use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit};
 
 use crate::container::caps::Sets;
+use crate::container::seccomp::{Filter, Seal};
 use crate::container::spec::Process;
-use crate::container::user;
+use crate::container::user::Identity;
 use crate::fault::{Code, Doing, Fault, Outcome, words};
 use crate::sys;
 
@@ -126,17 +127,22 @@ fn own_streams(uid: u32, null: u64) {
 }
 
 /// A program ready to be executed.
-pub struct Ready {
+pub struct Ready<'a> {
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
+    seal: Seal<'a>,
 }
 
-/// Becomes the process's user with its limits and capabilities, in its working directory.
-pub fn settle(process: &Process, caps: &Sets) -> Outcome<Vec<CString>> {
+/// Becomes the process's user with its limits and capabilities, in its working directory; its environment, and what is
+/// to be done right before the exec.
+pub fn settle<'a>(
+    process: &Process,
+    caps: &Sets,
+    identity: &Identity,
+    filter: Option<&'a Filter>,
+) -> Outcome<(Vec<CString>, Seal<'a>)> {
     set_limits(process)?;
-    let has_home = process.env.iter().any(|text| text.starts_with("HOME="));
-    let identity = user::resolve(&process.user, !has_home)?;
     if identity.uid != 0 {
         let null = std::fs::metadata("/dev/null").map_or(0, |data| data.rdev());
         own_streams(identity.uid, null);
@@ -157,20 +163,23 @@ pub fn settle(process: &Process, caps: &Sets) -> Outcome<Vec<CString>> {
             Fault::new(code_of(&error), text)
         })?;
     }
-    caps.apply()?;
+    let seal = Seal::prepare(caps, filter, process.no_new_privileges)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(process.user.umask.unwrap_or(0o022) & 0o777));
-    environment(process, &identity.home)
+    Ok((environment(process, &identity.home)?, seal))
 }
 
-impl Ready {
-    pub fn find(process: &Process, env: Vec<CString>) -> Outcome<Self> {
+impl<'a> Ready<'a> {
+    pub fn find(process: &Process, (env, seal): (Vec<CString>, Seal<'a>)) -> Outcome<Self> {
         let path = look_path(process)?;
         let args = process.args.iter().map(|arg| c_string(arg)).collect::<Outcome<_>>()?;
-        Ok(Self { path: c_string(&path)?, args, env })
+        Ok(Self { path: c_string(&path)?, args, env, seal })
     }
 
     /// Replaces the calling process; returns only to say why not.
     pub fn go(&self) -> Fault {
+        if let Err(fault) = self.seal.close() {
+            return fault;
+        }
         let error = sys::exec(&self.path, &self.args, &self.env);
         Fault::new(code_of(&error), format!("exec {}: {}", self.path.to_string_lossy(), words(&error)))
     }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::{Access, AtFlags, CWD};
 
+use crate::container::seccomp::Seal;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::Phase;
 use crate::{status, sys};
@@ -40,10 +41,13 @@ fn list(phase: Phase) -> Outcome<Vec<(String, CString)>> {
 }
 
 /// Runs the hooks one after the other and reports each. The agent ends it when they take too long.
-pub fn run(phase: Phase, env: &[CString], status: BorrowedFd<'_>) -> Outcome<()> {
+pub fn run(phase: Phase, env: &[CString], seal: &Seal<'_>, status: BorrowedFd<'_>) -> Outcome<()> {
     for (name, path) in list(phase)? {
         let code = match sys::fork_into(0, None).doing(|| format!("fork for {name}"))? {
             None => {
+                if seal.close().is_err() {
+                    sys::exit_now(126)
+                }
                 sys::exec(&path, std::slice::from_ref(&path), env);
                 sys::exit_now(126)
             }

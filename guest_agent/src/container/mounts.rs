@@ -15,6 +15,8 @@ use crate::volumes::VOLUMES;
 
 const SHARE: &str = "/run/thaw/share";
 const IDENTITY: &str = "/run/thaw/identity";
+/// The shared memory of the pod's IPC namespace, which is the guest's.
+const SHM: &str = "/dev/shm";
 /// The kernel's limit for a mount's option string is one page.
 const MAX_DATA: usize = 4095;
 
@@ -92,7 +94,7 @@ pub fn propagation(name: &str) -> Option<MountPropagationFlags> {
 fn bind_source(source: &str) -> Outcome<OwnedFd> {
     let refused = || {
         Fault::invalid(format!(
-            "mounts: bind source {source:?} is neither in {SHARE} or {VOLUMES} nor a file of {IDENTITY}"
+            "mounts: bind source {source:?} is neither in {SHARE} or {VOLUMES} nor a file of {IDENTITY} nor {SHM}"
         ))
     };
     let beneath = |base: &str| source.strip_prefix(base).filter(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -100,6 +102,7 @@ fn bind_source(source: &str) -> Outcome<OwnedFd> {
         (Some(rest), _, _) => (SHARE, rest),
         (None, Some(rest), _) if rest.len() > 1 => (IDENTITY, rest),
         (None, None, Some(rest)) if rest.len() > 1 => (VOLUMES, rest),
+        _ if source == SHM => (SHM, ""),
         _ => return Err(refused()),
     };
     paths::open_beneath(base, rest.trim_start_matches('/')).map_err(|error| {

@@ -6,23 +6,55 @@ use crate::fault::{Code, Fault, Outcome};
 /// `path` of a namespace that is the pod's.
 const POD: &str = "pod";
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `path` of the namespace of another container, whose id follows.
+const CONTAINER: &str = "container:";
+
+/// Which PID namespace a container's processes are in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PidSpace {
+    #[default]
+    Own,
+    /// The one that containers of the pod share; the guest's own is the agent's alone.
+    Pod,
+    /// That of another container.
+    Of(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Own {
     /// `CLONE_NEW*` bits, without the cgroup namespace.
     pub flags: i32,
     /// Its root is the cgroup of the process that makes it, so it is made once the child is in its cgroup.
     pub cgroup: bool,
+    pub pid: PidSpace,
 }
 
 impl Own {
-    pub fn uts(self) -> bool {
+    pub fn uts(&self) -> bool {
         self.flags & libc::CLONE_NEWUTS != 0
     }
 
     pub fn parse(namespaces: &[Namespace]) -> Outcome<Self> {
         let mut own = Self::default();
+        let mut pid = false;
         for namespace in namespaces {
             let (kind, path) = (namespace.kind.as_str(), namespace.path.as_str());
+            if kind == "pid" {
+                pid = true;
+                own.pid = match (path, path.strip_prefix(CONTAINER)) {
+                    ("", _) => PidSpace::Own,
+                    (POD, _) => PidSpace::Pod,
+                    (_, Some(id)) => PidSpace::Of(id.to_owned()),
+                    _ => {
+                        let text = format!("linux.namespaces: pid: path {path:?}; only \"pod\" and \"container:ID\"");
+                        return Err(Fault::invalid(text));
+                    }
+                };
+                if own.pid == PidSpace::Own {
+                    own.flags |= libc::CLONE_NEWPID;
+                }
+                continue;
+            }
             if !path.is_empty() && path != POD {
                 return Err(Fault::invalid(format!(
                     "linux.namespaces: {kind}: path {path:?}; only \"pod\" can be joined"
@@ -30,12 +62,11 @@ impl Own {
             }
             let shared = path == POD;
             match kind {
-                "mount" | "pid" if shared => {
+                "mount" if shared => {
                     let text = format!("linux.namespaces: {kind}: the pod's cannot be joined");
                     return Err(Fault::new(Code::Unimplemented, text));
                 }
                 "mount" => own.flags |= libc::CLONE_NEWNS,
-                "pid" => own.flags |= libc::CLONE_NEWPID,
                 "ipc" | "uts" | "cgroup" | "network" if shared => {}
                 "ipc" => own.flags |= libc::CLONE_NEWIPC,
                 "uts" => own.flags |= libc::CLONE_NEWUTS,
@@ -49,8 +80,7 @@ impl Own {
                 }
             }
         }
-        let needed = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
-        if own.flags & needed != needed {
+        if own.flags & libc::CLONE_NEWNS == 0 || !pid {
             return Err(Fault::invalid("linux.namespaces: mount and pid are needed"));
         }
         Ok(own)
@@ -73,11 +103,20 @@ mod tests {
     }
 
     #[test]
+    fn pid_namespaces_of_others() {
+        let of = |path: &str| parse(&format!(r#"[{{"type":"pid","path":"{path}"}},{{"type":"mount"}}]"#)).unwrap();
+        assert_eq!(of("pod").pid, PidSpace::Pod);
+        assert_eq!(of("container:abc").pid, PidSpace::Of("abc".into()));
+        assert_eq!(of("pod").flags, libc::CLONE_NEWNS);
+    }
+
+    #[test]
     fn refusals_name_the_namespace() {
         assert!(parse(r#"[{"type":"mount"}]"#).is_err());
-        let fault = parse(r#"[{"type":"pid","path":"pod"},{"type":"mount"}]"#).unwrap_err();
+        let fault = parse(r#"[{"type":"pid"},{"type":"mount","path":"pod"}]"#).unwrap_err();
         assert_eq!(fault.code, Code::Unimplemented);
         assert!(parse(r#"[{"type":"user"}]"#).unwrap_err().message.contains("user"));
+        assert!(parse(r#"[{"type":"pid","path":"/proc/1/ns/pid"},{"type":"mount"}]"#).is_err());
         assert!(parse(r#"[{"type":"ipc","path":"/proc/1/ns/ipc"}]"#).is_err());
     }
 }

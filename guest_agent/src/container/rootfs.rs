@@ -17,7 +17,7 @@ use crate::sys;
 
 pub const LAYERS: &str = "/run/thaw/layers";
 pub const SCRATCH: &str = "/run/thaw/scratch";
-const ROOTFS: &str = "/run/thaw/rootfs";
+pub const ROOTFS: &str = "/run/thaw/rootfs";
 
 /// Makes the writable folders of a container, in the agent, so that their removal is the agent's too. Without a
 /// mounted scratch disk they lie on the tmpfs below its mount point. True when what is written there is counted for the
@@ -60,7 +60,7 @@ fn overlay(id: &str, layers: &[String]) -> Outcome<OwnedFd> {
     rustix::fs::open(ROOTFS, flags, Mode::empty()).doing(|| format!("open {ROOTFS}"))
 }
 
-fn pivot(root: &OwnedFd) -> Outcome<()> {
+pub fn pivot(root: &OwnedFd) -> Outcome<()> {
     let old = rustix::fs::open("/", OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the old root".to_owned())?;
     rustix::process::fchdir(root).doing(|| "enter the new root".to_owned())?;
@@ -96,11 +96,7 @@ pub fn enter(id: &str, layers: &[String], spec: &Spec) -> Outcome<()> {
 /// What is closed once the root is entered: kernel settings, propagation, read-only and masked paths.
 pub fn seal(spec: &Spec) -> Outcome<()> {
     for (name, value) in &spec.linux.sysctl {
-        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte)) || name.contains("..") {
-            return Err(Fault::invalid(format!("linux.sysctl: {name:?} is no name of a setting")));
-        }
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        std::fs::write(&path, value).doing(|| format!("linux.sysctl: write {value:?} to {path}"))?;
+        crate::sysctl::set(name, value)?;
     }
     for path in &spec.linux.readonly_paths {
         if paths::exists(path) {

@@ -81,6 +81,9 @@ pub struct User {
     pub additional_gids: Vec<u32>,
     #[serde(default)]
     pub username: String,
+    /// Not the specification's: whether the groups that the image's files list the user in are added. Absent, they are
+    /// unless `username` names a group, as the image specification has it.
+    pub image_groups: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,10 +139,20 @@ pub struct Linux {
     pub readonly_paths: Vec<String>,
     #[serde(default)]
     pub sysctl: BTreeMap<String, String>,
-    pub seccomp: Option<IgnoredAny>,
+    pub seccomp: Option<Seccomp>,
     #[serde(default)]
     pub rootfs_propagation: String,
     pub mount_label: Option<String>,
+}
+
+/// Not the specification's: the profile is compiled on the host.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seccomp {
+    /// Base64 of `struct sock_filter` after `struct sock_filter`.
+    pub program: String,
+    #[serde(default)]
+    pub flags: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -266,9 +279,6 @@ impl Process {
 impl Spec {
     pub fn check(&self) -> Outcome<()> {
         self.process.check()?;
-        if self.linux.seccomp.is_some() {
-            return Err(Fault::new(Code::Unimplemented, "linux.seccomp: this agent loads no filters"));
-        }
         refuse_label("linux.mountLabel", self.linux.mount_label.as_ref())?;
         for mount in &self.mounts {
             if !mount.destination.starts_with('/') {

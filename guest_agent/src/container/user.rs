@@ -11,8 +11,8 @@ use crate::fault::{Fault, Outcome};
 
 /// Bytes read of passwd and of group.
 const MAX_FILE: u64 = 4 << 20;
-/// Supplementary groups, the kernel's NGROUPS_MAX.
-const MAX_GROUPS: usize = 65_536;
+/// Supplementary groups; what init reports of itself is one message.
+pub const MAX_GROUPS: usize = 4096;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -87,29 +87,26 @@ pub(crate) fn look_up(user: &User, passwd: &str, group: &str) -> Outcome<Identit
                 return Err(Fault::invalid(format!("unable to find user {name}: no matching entries in passwd file")));
             }
         }
-        match wanted_group.filter(|wanted| !wanted.is_empty()) {
-            Some(wanted) => {
-                let found = groups(group).find(|(name, _, _)| *name == wanted).map(|(_, gid, _)| gid);
-                identity.gid = wanted.parse().ok().or(found).ok_or_else(|| {
-                    Fault::invalid(format!("unable to find group {wanted}: no matching entries in group file"))
-                })?;
-            }
-            None => {
-                if let Some(account) = &account {
-                    let member = groups(group)
-                        .filter(|(_, gid, members)| {
-                            *gid != identity.gid && members.split(',').any(|name| name == account.name)
-                        })
-                        .map(|(_, gid, _)| gid);
-                    identity.groups.extend(member.take(MAX_GROUPS));
-                }
-            }
+        let wanted_group = wanted_group.filter(|wanted| !wanted.is_empty());
+        if let Some(wanted) = wanted_group {
+            let found = groups(group).find(|(name, _, _)| *name == wanted).map(|(_, gid, _)| gid);
+            identity.gid = wanted.parse().ok().or(found).ok_or_else(|| {
+                Fault::invalid(format!("unable to find group {wanted}: no matching entries in group file"))
+            })?;
+        }
+        if let Some(account) = account.filter(|_| user.image_groups.unwrap_or(wanted_group.is_none())) {
+            let member = groups(group)
+                .filter(|(_, _, members)| members.split(',').any(|name| name == account.name))
+                .map(|(_, gid, _)| gid);
+            identity.groups.extend(member.take(MAX_GROUPS));
         }
     }
+    // As containerd and CRI-O have it: what counts the supplementary groups alone finds the primary one among them.
+    identity.groups.insert(0, identity.gid);
     let mut seen = std::collections::HashSet::new();
     identity.groups.retain(|gid| seen.insert(*gid));
     if identity.groups.len() > MAX_GROUPS {
-        return Err(Fault::invalid("process.user: more than 65536 groups"));
+        return Err(Fault::invalid("process.user: more than 4096 groups"));
     }
     identity.home = accounts(passwd).find(|account| account.uid == identity.uid).map_or("", |found| found.home).into();
     Ok(identity)
@@ -136,15 +133,28 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        let web = Identity { uid: 33, gid: 34, groups: vec![40], home: "/srv".into() };
+        let web = Identity { uid: 33, gid: 34, groups: vec![34, 40], home: "/srv".into() };
         assert_eq!(find("web"), Ok(web));
         let named = find("web:log").unwrap();
-        assert_eq!((named.uid, named.gid, named.groups), (33, 40, vec![]));
+        assert_eq!((named.uid, named.gid, named.groups), (33, 40, vec![40]));
         let number = find("33").unwrap();
-        assert_eq!((number.gid, number.groups), (34, vec![40]));
+        assert_eq!((number.gid, number.groups), (34, vec![34, 40]));
         let stranger = find("1234:77").unwrap();
         assert_eq!((stranger.uid, stranger.gid), (1234, 77));
         assert_eq!(find("1234").unwrap().gid, 0);
+    }
+
+    #[test]
+    fn groups_of_the_image_are_merged_or_not() {
+        let find = |name: &str, image_groups| {
+            let user = User { username: name.into(), additional_gids: vec![7, 40], image_groups, ..User::default() };
+            look_up(&user, PASSWD, GROUP).unwrap().groups
+        };
+        assert_eq!(find("web:9", Some(true)), [9, 7, 40]);
+        assert_eq!(find("web", Some(false)), [34, 7, 40]);
+        assert_eq!(find("0", Some(true)), [0, 7, 40]);
+        let many = User { additional_gids: (0..5000).collect(), ..User::default() };
+        assert!(look_up(&many, "", "").unwrap_err().message.contains("4096"));
     }
 
     #[test]
