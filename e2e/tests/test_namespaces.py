@@ -42,6 +42,12 @@ def commands(container: Container) -> list[str]:
     return [one for one in container.sh(f"{script}; true").split("\n") if one]
 
 
+def pids(container: Container, command: str) -> list[str]:
+    """The processes with this command line, of those that it sees."""
+    same = f"[ \"$(tr '\\0' ' ' < $p/cmdline)\" = '{command}' ] && echo ${{p#/proc/}}"
+    return container.sh(f"for p in /proc/[0-9]*; do {same}; done; true").split()
+
+
 def test_containers_that_share_a_pid_namespace(daemon: Daemon) -> None:
     pod = Pod.run(daemon)
     alone = start(pod, "alone")
@@ -52,7 +58,7 @@ def test_containers_that_share_a_pid_namespace(daemon: Daemon) -> None:
     assert commands(first)[:1] == ["pause"]
     assert commands(first).count("sleep") == 2
     assert "4242" not in alone.sh("cat /proc/*/cmdline | tr '\\0' ' '")
-    pid = first.sh("grep -l 4242 /proc/[0-9]*/cmdline | head -1").split("/")[2]
+    (pid,) = pids(first, "/bin/sleep 4242 ")
 
     # PID 1 reaps what is orphaned, and is nobody's to end or to look into.
     first.sh("(sh -c 'sleep 0.2 & echo $! > /tmp/orphan' &)")
@@ -67,20 +73,24 @@ def test_containers_that_share_a_pid_namespace(daemon: Daemon) -> None:
     assert "Uid:\t65535\t65535\t65535\t65535" in said
     assert "CapBnd:\t0000000000000000" in said
     assert "NoNewPrivs:\t1" in said
-    for hidden in ("ls /proc/1/root/", "cat /proc/1/environ", "ls /proc/1/fd"):
+    for hidden in ("ls /proc/1/root/", "cat /proc/1/environ"):
         assert "denied" in first.sh(f"{hidden} 2>&1 || true").lower(), hidden
+    assert first.sh("ls /proc/1/fd") == "0\n1\n2"
+    # Nor is there anything for who may look.
+    tracer = {"add_capabilities": ["SYS_PTRACE"]}
+    third = start(pod, "third", pid=v1_pb2.POD, capabilities=tracer)
+    assert third.sh("ls -A /proc/1/root/; wc -c < /proc/1/environ") == "0"
+    assert third.sh("for n in 0 1 2; do readlink /proc/1/fd/$n; done | sort -u") == "/dev/null"
 
     # One container's end is its own: by a signal from another, by its own init's exit.
     first.sh(f"kill -TERM {pid}")
     assert second.wait().exit_code == 143
     child = start(
-        pod, "leaves-a-child", "/bin/sh", "-c", "sleep 5151 & exec sleep 1", pid=v1_pb2.POD
+        pod, "leaves-a-child", "/bin/sh", "-c", "sleep 5151 & exec sleep 2", pid=v1_pb2.POD
     )
+    assert pids(first, "sleep 5151 ")
     assert child.wait().exit_code == 0
-    until(
-        "its child is killed",
-        lambda: not int(first.sh("grep -l 5151 /proc/[0-9]*/cmdline | wc -l")),
-    )
+    until("its child is killed", lambda: not pids(first, "sleep 5151 "))
     assert first.status().state == v1_pb2.CONTAINER_RUNNING
     assert alone.status().state == v1_pb2.CONTAINER_RUNNING
 

@@ -21,6 +21,7 @@ LIBRARY: Final = "libseccomp.so.2"
 MAX_INSTRUCTIONS: Final = 4096
 """The kernel's limit."""
 
+_BAD_ARCHITECTURE: Final = 2
 _OPTIMIZE: Final = 8
 _BINARY_TREE: Final = 2
 _UNKNOWN: Final = -1
@@ -139,6 +140,7 @@ def _compile(profile: Profile) -> bytes:
     try:
         # A program that decides in few steps, however many calls it names.
         _check(library.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE), "optimize")
+        _check(library.seccomp_attr_set(context, _BAD_ARCHITECTURE, profile.stranger), "strangers")
         for name in profile.architectures[1:]:
             token = library.seccomp_arch_resolve_name(name[len("SCMP_ARCH_") :].lower().encode())
             code = library.seccomp_arch_add(context, token) if token else -errno.EINVAL

@@ -103,6 +103,8 @@ class Profile:
     architectures: tuple[str, ...]
     rules: tuple[Rule, ...]
     flags: int = SPEC_ALLOW
+    stranger: int = ACTIONS["SCMP_ACT_KILL"]
+    """For calls of other architectures."""
 
 
 @dataclass(frozen=True)
