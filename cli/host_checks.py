@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from cri import config
 from cri.config import default_guest_dir
+from cri.oci.seccomp import compiler
 from hostlib import ids
 from hostlib.errors import ThawError
 from hostlib.process import ENVIRONMENT
@@ -118,6 +119,15 @@ def _programs() -> Iterator[Finding]:
             yield Finding(program, "missing", f"{program} not found", f"apt-get install {package}")
 
 
+def _seccomp() -> Iterator[Finding]:
+    try:
+        yield Finding(
+            "libseccomp", "ok", f"{compiler.LIBRARY}, for containers' filters: {compiler.version()}"
+        )
+    except ThawError as error:
+        yield Finding("libseccomp", "warning", error.message, error.hint or "")
+
+
 def _accelerator() -> Iterator[Finding]:
     slow = "pods run under TCG, software emulation: correct, and several times slower"
     try:
@@ -199,6 +209,7 @@ CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _qemu,
     _worker,
     _programs,
+    _seccomp,
     _guest,
     _accelerator,
     _tun,

@@ -2,6 +2,7 @@
 
 use crate::container::caps::Sets;
 use crate::container::namespaces::Own;
+use crate::container::seccomp::Filter;
 use crate::container::spec::User;
 use crate::container::{device_filter, mounts, user};
 use crate::frame::{Decoder, HEADER, MAGIC, encode};
@@ -51,6 +52,7 @@ pub fn request(bytes: &[u8]) {
             let spec = wanted.spec;
             let _ = spec.check();
             let _ = Own::parse(&spec.linux.namespaces);
+            let _ = spec.linux.seccomp.as_ref().map(Filter::parse);
             let _ = device_filter::compile(&spec.linux.resources.devices);
             for mount in &spec.mounts {
                 let _ = mounts::parse(&mount.options);

@@ -115,6 +115,18 @@ def _library() -> Any:
     return library
 
 
+class _Version(ctypes.Structure):
+    _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
+
+
+def version() -> str:
+    """The installed library's. Raises `FailedPrecondition`."""
+    library = _library()
+    library.seccomp_version.restype = ctypes.POINTER(_Version)
+    found = library.seccomp_version().contents
+    return f"{found.major}.{found.minor}.{found.micro}"
+
+
 @functools.lru_cache(maxsize=64)
 def compile_profile(profile: Profile) -> bytes:
     """The program, as the kernel takes it. Blocking: some 10 ms, but once for each profile.
