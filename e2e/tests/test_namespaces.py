@@ -164,7 +164,7 @@ def test_ipc_namespaces_and_shared_memory(daemon: Daemon) -> None:
         ({"ipc": v1_pb2.NODE}, "hostIPC: false"),
         ({"network": v1_pb2.CONTAINER}, "one network namespace"),
         ({"ipc": v1_pb2.TARGET}, "pid namespace alone"),
-        ({"pid": 9}, "unknown mode 9"),
+        ({"pid": 9}, "9 is no NamespaceMode"),
         ({"userns_options": {"mode": v1_pb2.POD}}, "hostUsers"),
     ],
 )
