@@ -102,12 +102,19 @@ class Boundary:
         return call
 
     async def stream(
-        self, name: str, items: AsyncIterator[R], context: grpc.aio.ServicerContext[Q, R]
+        self,
+        name: str,
+        handler: Callable[[Any], AsyncIterator[R]],
+        request: Any,
+        context: grpc.aio.ServicerContext[Q, R],
     ) -> AsyncIterator[R]:
-        """The items of a handler that streams; it ends with its reader."""
+        """The items of a handler that streams; it ends with its reader. The request may be a stream
+        itself."""
         started = time.monotonic()
         try:
-            async for item in items:
+            if isinstance(request, Message):
+                check(request)
+            async for item in handler(request):
                 yield item
         except Exception as error:  # the boundary: everything becomes a status here
             code, text = self._failed(name, error, started)

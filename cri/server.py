@@ -135,7 +135,7 @@ def _servicer(service: str, verbs: dict[str, Verb], daemon: Daemon, boundary: Bo
 
 def _streaming(name: str, verb: Stream, daemon: Daemon, boundary: Boundary) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        async for each in boundary.stream(name, verb(daemon, request), context):
+        async for each in boundary.stream(name, partial(verb, daemon), request, context):
             yield each
 
     return call
@@ -162,7 +162,7 @@ class _Thaw(thaw_pb2_grpc.ThawServicer):
         self, request: thaw_pb2.PullRequest, context: Any
     ) -> AsyncIterator[thaw_pb2.PullProgress]:
         async for each in self._boundary.stream(
-            "Pull", thaw_images.pull(self._daemon, request), context
+            "Pull", partial(thaw_images.pull, self._daemon), request, context
         ):
             yield each
 
@@ -170,14 +170,16 @@ class _Thaw(thaw_pb2_grpc.ThawServicer):
         self, requests: AsyncIterator[thaw_pb2.LoadRequest], context: Any
     ) -> AsyncIterator[thaw_pb2.LoadResponse]:
         async for each in self._boundary.stream(
-            "Load", thaw_images.load(self._daemon, aiter(requests)), context
+            "Load", partial(thaw_images.load, self._daemon), aiter(requests), context
         ):
             yield each
 
     async def Bake(  # noqa: N802 (the protocol's name)
         self, request: thaw_pb2.BakeRequest, context: Any
     ) -> AsyncIterator[thaw_pb2.BakeProgress]:
-        async for each in self._boundary.stream("Bake", thaw.bake(self._daemon, request), context):
+        async for each in self._boundary.stream(
+            "Bake", partial(thaw.bake, self._daemon), request, context
+        ):
             yield each
 
 

@@ -110,7 +110,8 @@ def test_processors_memory_disk_and_processes_are_what_a_container_does(daemon: 
 
 
 def test_a_pod_costs_what_its_vm_does_and_has_all_interfaces(daemon: Daemon) -> None:
-    pod = Pod.run(daemon)
+    may = v1_pb2.LinuxSandboxSecurityContext(privileged=True)
+    pod = Pod.run(daemon, linux=v1_pb2.LinuxPodSandboxConfig(security_context=may))
     box = pod.start(
         SHELL,
         SLEEP,

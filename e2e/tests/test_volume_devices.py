@@ -54,7 +54,8 @@ def test_block_devices_are_disks(daemon: Daemon, disk: Callable[[str, int], Disk
         # The loop device holds the old content.
         fcntl.ioctl(handle, 0x1261)
     os.chmod(second, 0o644)
-    pod = Pod.run(daemon)
+    may = v1_pb2.LinuxSandboxSecurityContext(privileged=True)
+    pod = Pod.run(daemon, linux=v1_pb2.LinuxPodSandboxConfig(security_context=may))
     container = pod.start(
         SHELL,
         SLEEP,
