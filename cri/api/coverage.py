@@ -2,7 +2,7 @@
 
 Each RPC and each field of each message has a line there: a state, a colon, what it is about.
 
-- ``done``: the test that fails where it is ignored.
+- ``done``: the test that shows it, and is to fail where it is ignored.
 - ``refused``: why, a bar, and the test that shows the refusal.
 - ``none``: why it can have no effect or no value here.
 - ``open``: not done yet, in words; a request's field is ignored or refused so far.
@@ -29,9 +29,9 @@ STATES: Final = ("done", "refused", "none", "open")
 _HEAD: Final = """# CRI v1, field by field
 
 Made from `cri/api/coverage.toml` by `python -m cri.api.coverage`; a test holds it against the
-protocol. *done* names the test that fails where the field is ignored (`make mutation` takes each
-field out in turn), *refused* says why, *none* why it can have no effect in a Linux microVM, *open*
-what is not done yet.
+protocol. *done* names the test that shows it (`make mutation` takes each field out in turn, and
+lists those whose test does not notice), *refused* says why, *none* why it can have no effect in a
+Linux microVM, *open* what is not done yet.
 """
 
 

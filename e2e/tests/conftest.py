@@ -19,6 +19,7 @@ from demo import oci
 from e2e.harness.crane import CraneRegistry
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness.faulty import FaultyRegistry
 from e2e.harness.outside import Outside, subnet
 from e2e.harness.refs import NGINX, SHELL, SIZED, WEBAPP
 from e2e.harness.registry import Registry
@@ -229,6 +230,19 @@ def sized(_sized: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     if failed(request):
         keep_evidence(request, _sized)
     _sized.remove_pods()
+
+
+@pytest.fixture(scope="session")
+def _faulty() -> Iterator[FaultyRegistry]:
+    with FaultyRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def faulty(_faulty: FaultyRegistry) -> Iterator[FaultyRegistry]:
+    """A registry that can be told to misbehave; each test finds it empty and sound."""
+    yield _faulty
+    _faulty.reset()
 
 
 @pytest.fixture

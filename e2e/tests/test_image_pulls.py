@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,18 +20,6 @@ from hostlib import errors
 from images.tests.build import Entry, image, tar
 
 LAYER = tar(Entry("etc/faulty", b"x" * 200_000))
-
-
-@pytest.fixture(scope="module")
-def _faulty() -> Iterator[FaultyRegistry]:
-    with FaultyRegistry() as running:
-        yield running
-
-
-@pytest.fixture
-def faulty(_faulty: FaultyRegistry) -> Iterator[FaultyRegistry]:
-    yield _faulty
-    _faulty.reset()
 
 
 def test_a_tag_is_known_for_a_while(puller: Daemon, faulty: FaultyRegistry) -> None:

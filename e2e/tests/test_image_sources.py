@@ -279,18 +279,6 @@ def test_clients_that_break_the_protocol(puller: Daemon) -> None:
     assert puller.client.pulls() == []
 
 
-@pytest.fixture(scope="module")
-def _faulty() -> Iterator[FaultyRegistry]:
-    with FaultyRegistry() as running:
-        yield running
-
-
-@pytest.fixture
-def faulty(_faulty: FaultyRegistry) -> Iterator[FaultyRegistry]:
-    yield _faulty
-    _faulty.reset()
-
-
 def test_a_layer_of_a_load_that_ends_comes_from_another_pull(
     puller: Daemon, faulty: FaultyRegistry
 ) -> None:

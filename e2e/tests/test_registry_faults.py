@@ -6,7 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,19 +25,11 @@ MEMBER = gzip.compress(bytes(16 << 20), mtime=0)
 """16 MiB in 16 KiB; a gzip file may have any number of such members."""
 
 
-@pytest.fixture(scope="module")
-def _faulty() -> Iterator[FaultyRegistry]:
-    with FaultyRegistry() as running:
-        yield running
-
-
-@pytest.fixture
-def faulty(_faulty: FaultyRegistry, daemon: Daemon) -> Iterator[FaultyRegistry]:
+@pytest.fixture(autouse=True)
+def _nothing_is_merged(daemon: Daemon) -> None:
     # What is merged in the background, of images that are here, is no pull's doing.
     for ref in (NGINX, WEBAPP):
         until(f"{ref} is merged", partial(daemon.merged, ref), 60)
-    yield _faulty
-    _faulty.reset()
 
 
 def disk(daemon: Daemon) -> tuple[list[str], int, int]:
