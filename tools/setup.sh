@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly STAMPS=.build/stamps
-readonly AGENT=.build/thaw-agent REHEARSAL=.build/thaw-rehearsal
+readonly AGENT=.build/thaw-agent REHEARSAL=.build/thaw-rehearsal CAPSTONE=vmm/qemu/libcapstone.so.4
 RUST_MIN=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' guest_agent/Cargo.toml)
 readonly RUST_MIN GO_MIN=1.24
 
@@ -70,6 +70,13 @@ build_agent() {
   cp "guest_agent/target/$host/release/thaw-agent" "guest_agent/target/$host/release/thaw-rehearsal" .build/
 }
 
+# Not needed to run: it spares memory.
+build_capstone() {
+  say "building the stand-in for libcapstone"
+  rustc --edition 2024 --crate-type cdylib -C panic=abort -C opt-level=s -C strip=symbols \
+    -C link-arg=-nostdlib -C link-arg=-Wl,-soname,libcapstone.so.4 -o "$CAPSTONE" vmm/qemu/capstone.rs
+}
+
 build_guest() {
   say "building the guest image"
   .venv/bin/python -m vmm.guest_image --out "$PWD/.build/guest" --agent "$PWD/$AGENT"
@@ -84,8 +91,14 @@ fresh packages "$key" || { tools/apt.sh "${PACKAGES[@]}" && stamp packages "$key
 key=$(key_of pyproject.toml)
 { fresh venv "$key" && [ -x .venv/bin/thawd ]; } || { make_venv && stamp venv "$key"; }
 
+# A module that is compiled as it is imported leaves its process, and all that are forked from it, larger.
+.venv/bin/python -m compileall -q hostlib vmm images shim cri cli
+
 key=$(key_of guest_agent)
 { fresh agent "$key" && [ -x "$AGENT" ] && [ -x "$REHEARSAL" ]; } || { build_agent && stamp agent "$key"; }
+
+key=$(key_of vmm/qemu/capstone.rs)
+{ fresh capstone "$key" && [ -f "$CAPSTONE" ]; } || { build_capstone && stamp capstone "$key"; }
 
 key=$(key_of "$AGENT" "$REHEARSAL" hostlib vmm/guest.py vmm/guest_image)
 { fresh guest "$key" && [ -f .build/guest/guest.json ]; } || { build_guest && stamp guest "$key"; }

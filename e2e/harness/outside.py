@@ -50,8 +50,9 @@ class Outside:
         # RFC 2544's range for tests of networks, and a random unique local prefix.
         net = f"198.{random.choice((18, 19))}.{random.randrange(256)}"
         self.gateway, self.address = f"{net}.1", f"{net}.2"
-        net6 = f"fd{token[:2]}:{token[2:]}:{secrets.token_hex(2)}:"
-        self.gateway6, self.address6 = f"{net6}:1", f"{net6}:2"
+        net6 = ipaddress.IPv6Network(f"fd{token[:2]}:{token[2:]}:{secrets.token_hex(2)}::/64")
+        # As `ipaddress` writes them, and who answers: without leading zeros.
+        self.gateway6, self.address6 = str(net6[1]), str(net6[2])
         self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:

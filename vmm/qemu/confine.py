@@ -35,10 +35,27 @@ SHARE: Final = "share"
 
 HINT: Final = "thawd needs root, Linux 5.12, and in a container all capabilities"
 
+_CAPSTONE: Final = "libcapstone.so.4"
 _LIBRARIES: Final = ("bin", "lib", "lib32", "lib64")
 _ROOT: Final = "worker"
 _PROC_OPTIONS: Final = "hidepid=ptraceable,subset=pid"
 _PROGRAM: Final = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+
+
+def _stand_ins() -> tuple[tuple[str, str], ...]:
+    built = Path(__file__).with_name(_CAPSTONE)
+    if not built.is_file():
+        return ()
+    installed = [*Path("/usr").glob(f"lib*/{_CAPSTONE}"), *Path("/usr/lib").glob(f"*/{_CAPSTONE}")]
+    return tuple((os.path.realpath(path), str(built)) for path in installed)
+
+
+STAND_INS: Final = _stand_ins()
+"""Libraries that a worker has others for: their path, and that of what stands in for each.
+
+`make setup` builds them (`capstone.rs` says what for); a worker runs without them too. Looked for
+once, before processes are forked that would each do it for themselves.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Confinement:
     """Device files that it opens by path."""
     own_network: bool = False
     """A network namespace that leads nowhere, instead of its parent's."""
+    stand_ins: tuple[tuple[str, str], ...] = STAND_INS
 
     def enter(self) -> None:
         """Confine the calling process, for good; its next step is the exec of QEMU.
@@ -99,9 +117,11 @@ class Confinement:
         root = os.path.join(top, _ROOT)
         os.mkdir(root, 0o755)
         for path in self._programs():
-            _show(path, root, _PROGRAM)
+            _show(path, root, path, _PROGRAM)
+        for path, other in self.stand_ins:
+            _show(other, root, path, _PROGRAM)
         for path in self.devices:
-            _show(path, root, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC)
+            _show(path, root, path, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC)
         for name in _LIBRARIES:
             # Where /usr holds them.
             if os.path.islink(f"/{name}"):
@@ -168,14 +188,14 @@ def _place(root: str, path: str, *, folder: bool) -> str:
     """Make the folder or file `path` below `root`, to be mounted over."""
     place = os.path.join(root, path.lstrip("/"))
     os.makedirs(place if folder else os.path.dirname(place), mode=0o755, exist_ok=True)
-    if not folder:
+    if not folder and not os.path.exists(place):
         os.close(os.open(place, os.O_WRONLY | os.O_CREAT, 0o644))
     return place
 
 
-def _show(path: str, root: str, attributes: int) -> None:
-    """Mount what is at `path` at the same path below `root`."""
+def _show(path: str, root: str, at: str, attributes: int) -> None:
+    """Mount what is at `path` at the path `at` below `root`."""
     tree = linux.open_tree(path)
     linux.restrict_mount(tree, attributes)
-    linux.move_mount(tree, _place(root, path, folder=os.path.isdir(path)))
+    linux.move_mount(tree, _place(root, at, folder=os.path.isdir(path)))
     os.close(tree)

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hostlib import ids
 from hostlib.errors import FailedPrecondition
 from vmm.accel import Accelerator
 from vmm.microvm import MicroVM
-from vmm.qemu.confine import Confinement
+from vmm.qemu.confine import STAND_INS, Confinement
 from vmm.snapshot import Snapshot
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
@@ -31,6 +32,11 @@ def confined(confinement: Confinement, *argv: str) -> tuple[int, str]:
     with open(reader) as source:
         output = source.read()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
+
+
+def functions(library: Path) -> set[str]:
+    """The names of Capstone's functions among a library's strings."""
+    return {name.decode() for name in re.findall(rb"\0(cs_[a-z_]+)(?=\0)", library.read_bytes())}
 
 
 def test_what_a_worker_sees(tmp_path: Path) -> None:
@@ -78,6 +84,22 @@ def test_an_installation_outside_of_usr_is_seen_with_what_is_beside_it(tmp_path:
     assert code == 0
     assert "data" in output
     assert "secret" not in output
+
+
+def test_a_library_that_only_costs_memory_has_a_stand_in(tmp_path: Path) -> None:
+    ((covered, built), *_) = STAND_INS
+    compare = ("/usr/bin/cmp", covered, "/share/built")
+    shutil.copy(built, tmp_path / "built")
+    assert confined(Confinement(UID, tmp_path, QEMU), *compare) == (0, "")
+    code, _ = confined(Confinement(UID, tmp_path, QEMU, stand_ins=()), *compare)
+    assert code == 1, "they are the same"
+
+
+def test_the_stand_in_has_every_function_that_the_library_has() -> None:
+    ((covered, built), *_) = STAND_INS
+    has = {path: functions(Path(path)) for path in (covered, built)}
+    assert has[covered]
+    assert has[built] >= has[covered]
 
 
 def test_why_a_worker_cannot_be_confined_is_said(tmp_path: Path) -> None:
