@@ -59,11 +59,12 @@ class ExitReason:
 
 
 def describe_exit(returncode: int, stderr: bytes) -> str:
-    if returncode < 0:
-        with contextlib.suppress(ValueError):
-            return f"QEMU was killed by {signal.Signals(-returncode).name}"
+    # What QEMU says before an abort is the reason for it.
     tail = stderr.decode(errors="replace").strip().splitlines()[-3:]
     told = f": {' '.join(tail)}" if tail else ""
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"QEMU was killed by {signal.Signals(-returncode).name}{told}"
     return f"QEMU ended with code {returncode}{told}"
 
 
