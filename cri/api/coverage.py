@@ -4,7 +4,8 @@ Each RPC and each field of each message has a line there: a state, a colon, what
 
 - ``done``: the test that shows it, and is to fail where it is ignored.
 - ``refused``: why, a bar, and the test that shows the refusal.
-- ``none``: why it can have no effect or no value here.
+- ``none``: why it can have no effect or no value here; a bar and a test where one shows that what
+  is malformed is refused.
 - ``open``: not done yet, in words; a request's field is ignored or refused so far.
 """
 
@@ -54,6 +55,10 @@ class Entry:
 class Coverage:
     rpcs: tuple[Entry, ...]
     fields: tuple[Entry, ...]
+
+    def shown(self) -> list[Entry]:
+        """Those with a test."""
+        return [entry for entry in (*self.rpcs, *self.fields) if entry.test]
 
 
 def _entry(message: str, field: str, line: str) -> Entry:

@@ -43,7 +43,7 @@ def item(record: ContainerRecord) -> v1.Container:
         id=record.id,
         pod_sandbox_id=record.pod_id,
         metadata=v1.ContainerMetadata(name=record.metadata.name, attempt=record.metadata.attempt),
-        image=v1.ImageSpec(image=record.image.ref, user_specified_image=record.image.ref),
+        image=container_status.image_spec(record),
         image_ref=record.image.id,
         image_id=record.image.id,
         state=container_status.state(record),

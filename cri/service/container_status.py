@@ -46,6 +46,16 @@ def reason(record: ContainerRecord) -> str:
     return record.reason or ("Error" if record.exit_code else "Completed")
 
 
+def image_spec(record: ContainerRecord) -> v1.ImageSpec:
+    """The image as the request named it."""
+    asked = record.config.get("image") or {}
+    return v1.ImageSpec(
+        image=record.image.ref,
+        user_specified_image=record.image.ref,
+        annotations=asked.get("annotations"),
+    )
+
+
 def config_of(record: ContainerRecord) -> v1.ContainerConfig:
     """The request's config, from the record."""
     config = v1.ContainerConfig()
@@ -72,7 +82,7 @@ def status(container: Container) -> v1.ContainerStatus:
         started_at=record.started_at,
         finished_at=_finished_at(record),
         exit_code=record.exit_code,
-        image=v1.ImageSpec(image=record.image.ref, user_specified_image=record.image.ref),
+        image=image_spec(record),
         image_ref=record.image.id,
         image_id=record.image.id,
         reason=reason(record),

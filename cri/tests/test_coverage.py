@@ -33,10 +33,13 @@ def functions(path: Path) -> frozenset[str]:
 
 
 def test_what_is_claimed_names_a_test() -> None:
+    shown = COVERAGE.shown()
+    for entry in shown:
+        path, _, name = entry.test.partition("::")
+        assert name in functions(PROJECT / path), (entry.name, entry.test)
     for entry in (*COVERAGE.rpcs, *COVERAGE.fields):
         if entry.state in ("done", "refused"):
-            path, _, name = entry.test.partition("::")
-            assert name in functions(PROJECT / path), (entry.name, entry.test)
+            assert entry in shown, entry.name
 
 
 @pytest.mark.parametrize("line", ["done", "done:", "finished: x", ""])

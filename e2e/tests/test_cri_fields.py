@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from cri.api import v1_pb2 as v1
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod, container, sandbox
 from e2e.harness.refs import SHELL, SLEEP, WEBAPP
+from e2e.harness.waiting import until
 from hostlib import errors
 
 DNS = v1.DNSConfig(servers=["192.0.2.53"], searches=["a.test", "b.test"], options=["ndots:3"])
@@ -76,6 +79,9 @@ def test_a_pod_sandbox(daemon: Daemon) -> None:
     again = sandbox(daemon, "fields")
     again.metadata.attempt = 4
     assert daemon.client.run_pod(again) != pod.id
+    daemon.client.stop_pod(pod.id)
+    assert pod.state == v1.SANDBOX_NOTREADY
+    assert {each.id: each.state for each in daemon.client.pods()}[pod.id] == v1.SANDBOX_NOTREADY
 
 
 def test_stop_and_remove_take_the_id_that_is_named(daemon: Daemon) -> None:
@@ -130,6 +136,7 @@ def test_a_container(daemon: Daemon) -> None:
         annotations={"c": "d"},
         stop_signal=v1.SIGNAL_SIGUSR1,
     )
+    config.image.annotations["e"] = "f"
     config.metadata.attempt = 2
     config.mounts.add(container_path="/data", host_path=str(daemon.logs), readonly=True)
     config.log_path = "main/2.log"
@@ -142,6 +149,7 @@ def test_a_container(daemon: Daemon) -> None:
     assert (status.started_at, status.finished_at, status.reason) == (0, 0, "")
     assert status.image.image == SHELL
     assert status.image.user_specified_image == SHELL
+    assert dict(status.image.annotations) == {"e": "f"}
     assert (status.image_ref, status.image_id) == (image_id, image_id)
     assert dict(status.labels) == {"a": "b"}
     assert dict(status.annotations) == {"c": "d"}
@@ -160,7 +168,7 @@ def test_a_container(daemon: Daemon) -> None:
     for name in ("id", "metadata", "state", "created_at", "labels", "annotations", "image_ref"):
         assert getattr(item, name) == getattr(status, name), name
     assert (item.pod_sandbox_id, item.image_id) == (pod.id, image_id)
-    assert item.image.image == SHELL
+    assert item.image == status.image
     request = v1.ContainerStatusRequest(container_id=made, verbose=True)
     answer = daemon.client.runtime("ContainerStatus", request, v1.ContainerStatusResponse)
     assert json.loads(answer.info["info"])["sandboxID"] == pod.id
@@ -231,8 +239,34 @@ def test_the_runtime(daemon: Daemon) -> None:
     assert [each.name for each in answer.runtime_handlers] == ["", "thaw"]
     assert all(each.features.recursive_read_only_mounts for each in answer.runtime_handlers)
     assert answer.features.mount_options
+    assert answer.features.supplemental_groups_policy
     assert json.loads(answer.info["config"])["root"] == str(daemon.root)
     assert not daemon.client.status().info
+
+
+def test_a_malformed_pod_cidr_is_refused(daemon: Daemon) -> None:
+    def update(cidr: str) -> None:
+        network = v1.NetworkConfig(pod_cidr=cidr)
+        request = v1.UpdateRuntimeConfigRequest(runtime_config={"network_config": network})
+        daemon.client.runtime("UpdateRuntimeConfig", request, v1.UpdateRuntimeConfigResponse)
+
+    update("10.1.0.0/24,fd00::/64")
+    with pytest.raises(errors.InvalidArgument, match=r"10\.1\.0\.0/240"):
+        update("10.1.0.0/240")
+
+
+def test_a_runtime_that_is_not_ready(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """It says why, and answers all the same."""
+    settings = {"cgroup_driver": "cgroupfs", "guest": {"dir": str(tmp_path)}}
+    daemon = make_daemon(settings=settings).start()
+    condition = until("there is nothing to run", daemon.runtime_problem)
+    assert (condition.status, condition.reason) == (False, "BaseSnapshotFailed")
+    assert f"no guest image in {tmp_path}" in condition.message
+    answer = daemon.client.runtime(
+        "RuntimeConfig", v1.RuntimeConfigRequest(), v1.RuntimeConfigResponse
+    )
+    assert answer.HasField("linux")
+    assert answer.linux.cgroup_driver == v1.CGROUPFS
 
 
 def test_windows_is_refused(daemon: Daemon) -> None:

@@ -76,6 +76,18 @@ def slice_group() -> Iterator[Group]:
     assert cgroup.remove(f"/{name}.slice")
 
 
+@pytest.mark.parametrize("driver", ["group", "slice_group"])
+def test_a_vm_is_in_the_group_that_is_named(
+    sized: Daemon, request: pytest.FixtureRequest, driver: str
+) -> None:
+    group: Group = request.getfixturevalue(driver)
+    pod = Pod.run(sized, linux=v1_pb2.LinuxPodSandboxConfig(cgroup_parent=group.parent))
+    qemu = sized.records()[pod.vm]["qemu_pid"]
+    inside = (group.memory / f"thaw-{pod.vm}" / "cgroup.procs").read_text().split()
+    assert str(qemu) in inside
+    pod.remove()
+
+
 def test_who_asks_for_too_much_is_killed_and_the_others_live(sized: Daemon) -> None:
     pod = Pod.run(sized)
     steady = pod.start(SHELL, SLEEP, name="steady", linux=limited(64))

@@ -296,6 +296,11 @@ def test_the_pods_sum_sizes_its_vm_and_can_change(pod: Pod, node: Daemon) -> Non
     claims = Pod.run(node, linux=shares)
     assert node.records()[claims.vm]["shape"]["vcpus"] == 2
     claims.remove()
+    # What the VM itself takes is room beside the containers' sum.
+    most = Resources(memory_limit_in_bytes=120 * MIB)
+    beside = Pod.run(node, linux=v1_pb2.LinuxPodSandboxConfig(resources=most, overhead=most))
+    assert node.records()[beside.vm]["shape"]["memory_mib"] == 512
+    beside.remove()
     before = group_memory(pod)
     update_pod(
         pod,

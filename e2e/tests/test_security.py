@@ -285,6 +285,8 @@ def test_kernel_settings(daemon: Daemon) -> None:
 REFUSED: Final[list[tuple[dict[str, Any], str, str]]] = [
     ({"selinux_options": {"level": "s0:c1,c2"}}, "UNIMPLEMENTED", "SELinux level"),
     ({"selinux_options": {"user": "u"}}, "UNIMPLEMENTED", "SELinux user"),
+    ({"selinux_options": {"role": "r"}}, "UNIMPLEMENTED", "SELinux role"),
+    ({"selinux_options": {"type": "t"}}, "UNIMPLEMENTED", "SELinux type"),
     ({"apparmor": {"profile_type": 2, "localhost_ref": "mine"}}, "UNIMPLEMENTED", "mine"),
     ({"apparmor_profile": "localhost/mine"}, "UNIMPLEMENTED", "mine"),
     ({"apparmor_profile": "nonsense"}, "INVALID_ARGUMENT", "nonsense"),
@@ -318,8 +320,14 @@ def test_what_is_refused(daemon: Daemon) -> None:
 def test_sandboxes_that_are_refused(daemon: Daemon) -> None:
     for fields, code in (
         ({"selinux_options": {"level": "s0"}}, "UNIMPLEMENTED"),
+        ({"apparmor": {"profile_type": 2, "localhost_ref": "mine"}}, "UNIMPLEMENTED"),
+        # Nothing of the pod's own runs with these; what nobody could run with is refused.
         ({"seccomp": {"profile_type": 2}}, "INVALID_ARGUMENT"),
+        ({"seccomp_profile_path": "mine"}, "INVALID_ARGUMENT"),
         ({"run_as_user": {"value": 1 << 40}}, "INVALID_ARGUMENT"),
+        ({"run_as_group": {"value": 1 << 40}}, "INVALID_ARGUMENT"),
+        ({"supplemental_groups": [-1]}, "INVALID_ARGUMENT"),
+        ({"supplemental_groups_policy": 7}, "INVALID_ARGUMENT"),
     ):
         security = v1_pb2.LinuxSandboxSecurityContext(**fields)
         with pytest.raises(ThawError) as caught:

@@ -161,6 +161,7 @@ def test_what_no_microvm_can_have_is_refused_in_words(daemon: Daemon, tmp_path: 
         ({"host": Path("/dev/kmsg")}, "UNIMPLEMENTED", "is the host's"),
         ({"host": tmp_path / "file/below"}, "FAILED_PRECONDITION", "cannot be used"),
         ({"host": tmp_path, "uidMappings": [mapping]}, "UNIMPLEMENTED", "id-mapped"),
+        ({"host": tmp_path, "gidMappings": [mapping]}, "UNIMPLEMENTED", "id-mapped"),
         ({"host": tmp_path, "recursive_read_only": True}, "INVALID_ARGUMENT", "needs readonly"),
         (
             {
