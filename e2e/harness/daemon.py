@@ -94,7 +94,7 @@ class Daemon:
     @property
     def _listens(self) -> Path:
         """Where thawd itself listens: behind the proxy that drops a field, where there is one."""
-        return self.folder / "behind.sock" if dropping.wanted() else self.socket
+        return self.folder / "behind.sock" if dropping.proxied() else self.socket
 
     @property
     def instance(self) -> str:
@@ -135,8 +135,8 @@ class Daemon:
         """Start, and wait until it answers."""
         self._borrow_snapshots()
         self.spawn()
-        if dropping.wanted() and self._proxy is None:
-            self._proxy = dropping.Proxy(self.socket, self._listens, dropping.wanted()).start()
+        if dropping.proxied() and self._proxy is None:
+            self._proxy = dropping.Proxy(self.socket, self._listens).start()
         until("thawd answers", self._answers, timeout)
         return self
 

@@ -1,8 +1,9 @@
-"""A proxy before thawd that takes one field out of every message, so that a test shows whether it
-would notice a runtime that ignores the field."""
+"""A proxy before thawd that takes one field out of every message, or answers that an RPC is not
+there, so that a test shows whether it would notice a runtime that ignores it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +14,40 @@ import grpc
 from google.protobuf.message import Message
 
 from cri.api import v1_pb2
+from cri.api.coverage import RPC
 from e2e.harness import wrong
 
 ENVIRONMENT: Final = "THAW_E2E_DROP"
-"""Names the field as Message.field."""
+"""Set, every daemon of the tests is behind a proxy. It may name what they are to do without:
+Message.field, or rpc.Name."""
 
 _OPTIONS: Final = (
     ("grpc.default_authority", "localhost"),
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
+    # Tests kill thawd and start it again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
 )
 
 
-def wanted() -> str:
-    """The field that tests are to do without; empty for none."""
-    return os.environ.get(ENVIRONMENT, "")
+class _Dropped:
+    name: str = os.environ.get(ENVIRONMENT, "")
+
+
+def proxied() -> bool:
+    """Whether daemons are to be behind a proxy."""
+    return ENVIRONMENT in os.environ
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Every proxy does without Message.field or rpc.Name meanwhile; an empty name is nothing."""
+    before, _Dropped.name = _Dropped.name, name
+    try:
+        yield
+    finally:
+        _Dropped.name = before
 
 
 def drop(message: Message, kind: str, name: str) -> None:
@@ -47,10 +67,7 @@ def drop(message: Message, kind: str, name: str) -> None:
 class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not so at run time
     """Serves `front` with what `behind` answers, both paths of sockets."""
 
-    def __init__(self, front: Path, behind: Path, field: str) -> None:
-        self._kind, _, self._name = field.partition(".")
-        message = v1_pb2.DESCRIPTOR.message_types_by_name[self._kind]
-        assert self._name in message.fields_by_name, field
+    def __init__(self, front: Path, behind: Path) -> None:
         self._methods = {f"/{name}": method for name, method in wrong.methods().items()}
         self._channel = grpc.insecure_channel(f"unix://{behind}", options=_OPTIONS)
         self._server = grpc.server(ThreadPoolExecutor(32), options=_OPTIONS)
@@ -67,9 +84,13 @@ class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not so at run 
 
     def service(self, details: Any) -> Any:
         method = self._methods.get(details.method)
+        kind, _, name = _Dropped.name.partition(".")
+        if kind == RPC and method is not None and method.name == name:
+            # The server says UNIMPLEMENTED.
+            return None
         # Thaw's own service passes as it is.
         kinds = (method.input_type.name, method.output_type.name) if method else ("", "")
-        read, write = (self._codec(kind) for kind in kinds)
+        read, write = (_codec(each, kind, name) for each in kinds)
         call = self._channel.unary_stream(details.method, None, None)
 
         def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -90,14 +111,16 @@ class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not so at run 
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(single)
 
-    def _codec(self, kind: str) -> Any:
-        if not kind:
-            return bytes
-        factory = getattr(v1_pb2, kind)
 
-        def work(data: bytes) -> bytes:
-            message = factory.FromString(data)
-            drop(message, self._kind, self._name)
-            return bytes(message.SerializeToString())
+def _codec(message: str, kind: str, name: str) -> Any:
+    """What takes the field out of the bytes of a message of this type."""
+    if not message or kind not in v1_pb2.DESCRIPTOR.message_types_by_name:
+        return bytes
+    factory = getattr(v1_pb2, message)
 
-        return work
+    def work(data: bytes) -> bytes:
+        found = factory.FromString(data)
+        drop(found, kind, name)
+        return bytes(found.SerializeToString())
+
+    return work
