@@ -29,6 +29,7 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+_YEAR: Final = 365 * 86400.0
 
 
 class _Dropped:
@@ -94,7 +95,9 @@ class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not so at run 
         call = self._channel.unary_stream(details.method, None, None)
 
         def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            answer = call(read(request), timeout=context.time_remaining())
+            left = context.time_remaining()
+            # Without a deadline there are years, more than a deadline can be made of.
+            answer = call(read(request), timeout=None if left is None or left > _YEAR else left)
             context.add_callback(answer.cancel)
             try:
                 for each in answer:
