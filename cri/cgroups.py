@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,9 @@ guest's kernel. The containers' own quota is kept by the guest."""
 
 POOL_WEIGHT: Final = 10
 """The pool's share of processors that others want too; a pod's group has 100."""
+
+_POOL_SECONDS: Final = 5.0
+"""How long the end of the daemon waits for the pool's group to be empty."""
 
 _PREFIX: Final = "thaw-"
 
@@ -179,7 +183,10 @@ class Cgroups:
         if not self._on:
             return
         tree = cgroup.detect(self._root)
-        cgroup.remove(f"{self._own}/pool", tree)
+        deadline = time.monotonic() + _POOL_SECONDS
+        # Its VMs were killed just now: a busy host takes a while to free their memory.
+        while not cgroup.remove(f"{self._own}/pool", tree) and time.monotonic() < deadline:
+            pass
         if not any(_children(folder) for folder in self._folders()):
             cgroup.remove(self._own, tree)
 
