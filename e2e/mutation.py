@@ -95,16 +95,21 @@ def together(entries: list[Entry]) -> list[Run]:
 
 def alone(test: str, field: str) -> tuple[bool, float, str]:
     """Whether the test fails in a session that does without the field from the start, in how many
-    seconds, and why."""
+    seconds, and why. What the session's end says is not the test's word."""
     argv = [*_PYTEST, "-x", "--timeout", "600", test]
     begun = time.monotonic()
     environment = {**os.environ, ENVIRONMENT: field}
     done = subprocess.run(
         argv, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
     )
-    said = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    said = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR "))]
+    fails = (
+        any(line.startswith("FAILED") for line in said)
+        or "ERROR at setup of" in done.stdout
+        or " passed" not in done.stdout
+    )
     why = f"alone: {said[0].partition(' - ')[2]}"[:300] if said else ""
-    return done.returncode != 0, time.monotonic() - begun, why
+    return fails, time.monotonic() - begun, why
 
 
 def judge(entries: list[Entry]) -> Iterator[Verdict]:
