@@ -96,12 +96,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     test, lacks = _of(item)
     if lacks not in _CONTROLS and test in _state.seconds:
         # One that waits for what never comes has noticed.
         item.add_marker(pytest.mark.timeout(60 + 3 * _state.seconds[test]))
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
