@@ -2,7 +2,7 @@
 
 Each RPC and each field of each message has a line there: a state, a colon, what it is about.
 
-- ``done``: the test that shows it, and is to fail where it is ignored.
+- ``done``: the test that shows it, and fails where it is ignored (``make mutation``).
 - ``refused``: why, a bar, and the test that shows the refusal.
 - ``none``: why it can have no effect or no value here; a bar and a test where one shows that what
   is malformed is refused.
@@ -30,9 +30,10 @@ STATES: Final = ("done", "refused", "none", "open")
 _HEAD: Final = """# CRI v1, field by field
 
 Made from `cri/api/coverage.toml` by `python -m cri.api.coverage`; a test holds it against the
-protocol. *done* names the test that shows it (`make mutation` takes each field out in turn, and
-lists those whose test does not notice), *refused* says why, *none* why it can have no effect in a
-Linux microVM, *open* what is not done yet.
+protocol. *done* names the test that shows it, *refused* says why, *none* why it can have no effect
+in a Linux microVM, *open* what is not done yet. A test that is named fails where the field is
+ignored, or the RPC is not there: `make mutation` takes each out in turn and lists those whose test
+does not notice.
 """
 
 
