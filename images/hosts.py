@@ -4,11 +4,17 @@
 ``<config_path>/_default/hosts.toml`` are tried in this order
 (containerd, docs/hosts.md). Each ``[host."URL"]`` is tried in the order of the file, ``server``
 last. Files are read at each pull, so that a change needs no restart.
+
+The first of these folders that exists decides. Where it has no hosts.toml it is read as docker's
+``certs.d``: ``*.crt`` are authorities, ``NAME.cert`` with ``NAME.key`` is a client's certificate
+(docker, "Verify repository client with certificates"; containerd reads such folders too).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import re
 import ssl
 import tomllib
@@ -107,7 +113,7 @@ class Host:
         except (OSError, ssl.SSLError) as error:
             raise BadHosts(
                 f"TLS files of registry host {self.base} cannot be used: {error}",
-                hint="check ca and client in its hosts.toml",
+                hint="check ca and client in its hosts.toml, or the .crt, .cert and .key files there",
             ) from error
         if self.skip_verify:
             context.check_hostname = False
@@ -276,15 +282,47 @@ def find(config_path: Path | None, domain: str) -> tuple[Host, ...]:
         name, colon, port = domain.rpartition(":")
         escaped = [f"{name}_{port}_"] if colon and port.isdigit() else []
         for folder in (*escaped, domain, DEFAULT_FOLDER):
-            path = config_path / folder / "hosts.toml"
-            try:
-                with open(path, "rb") as source:
-                    data = source.read(_MAX_FILE + 1)
-                if len(data) > _MAX_FILE:
-                    raise BadHosts(f"{path} is larger than {_MAX_FILE} bytes")
-                return parse(data.decode(), path, domain)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except (OSError, UnicodeDecodeError) as error:
-                raise BadHosts(f"{path} cannot be read: {error}") from error
+            if (found := _in_folder(config_path / folder, domain)) is not None:
+                return found
     return (_default(domain),)
+
+
+def _in_folder(folder: Path, domain: str) -> tuple[Host, ...] | None:
+    """What a registry's folder says; None where there is no such folder."""
+    path = folder / "hosts.toml"
+    data = b""
+    try:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as source:
+            data = source.read(_MAX_FILE + 1)
+        if len(data) > _MAX_FILE:
+            raise BadHosts(f"{path} is larger than {_MAX_FILE} bytes")
+        return parse(data.decode(), path, domain) if data else _by_certificates(folder, domain)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadHosts(f"{path} cannot be read: {error}") from error
+
+
+def _by_certificates(folder: Path, domain: str) -> tuple[Host, ...]:
+    """The registry itself, with the certificates that lie in the folder by docker's names.
+
+    Raises OSError, and `BadHosts` for a key whose certificate is missing: it would be for nothing.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder))
+    authorities = tuple(folder / name for name in names if name.endswith(".crt"))
+    pairs: list[tuple[Path, Path | None]] = []
+    for name in names:
+        if name.endswith(".cert"):
+            key = f"{name.removesuffix('.cert')}.key"
+            pairs.append((folder / name, folder / key if key in names else None))
+        elif name.endswith(".key") and f"{name.removesuffix('.key')}.cert" not in names:
+            raise BadHosts(
+                f"{folder / name} has no certificate beside it",
+                hint=f"name the certificate {name.removesuffix('.key')}.cert",
+            )
+    host = _default(domain)
+    if authorities or pairs:
+        # Who gives certificates for a registry on this machine means TLS there, too.
+        base = f"https://{host.netloc}/v2"
+        host = replace(host, base=base, ca=authorities, client=tuple(pairs))
+    return (host,)

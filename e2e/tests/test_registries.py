@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+import shutil
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,34 @@ def test_tls_and_every_form_of_credentials(
             pull(puller, ref, **auth)
     log = puller.log_text()
     assert SECRET not in log and encoded not in log
+
+
+def test_folders_of_certificates(puller: Daemon, secure: tuple[Registry, Authority]) -> None:
+    """As docker has them: /etc/docker/certs.d can be the folder of registries."""
+    registry, authority = secure
+    host = f"127.0.0.1:{registry.port}"
+    ref = f"{host}/e2e/private:latest"
+    place = puller.folder / "hosts" / host
+    place.mkdir()
+    files = {
+        "site.crt": authority.certificate,
+        "node.key": authority.path("client.key"),
+        "node.cert": authority.path("client.pem"),
+    }
+    says: list[tuple[type[errors.ThawError], str]] = [
+        (errors.ThawError, ""),
+        (errors.Unavailable, "(?i)ended the TLS connection.*certificate"),
+        (errors.InvalidArgument, "node.key has no certificate"),
+    ]
+    try:
+        for (name, source), (error, words) in zip(files.items(), says, strict=True):
+            with pytest.raises(error, match=words):
+                pull(puller, ref, username="user", password=SECRET)
+            shutil.copy(source, place / name)
+        found = pull(puller, ref, username="user", password=SECRET)
+        assert Pod.run(puller).start(found.id, SLEEP).sh("echo runs") == "runs"
+    finally:
+        shutil.rmtree(place)
 
 
 def test_tokens(puller: Daemon, mirrors: tuple[FaultyRegistry, FaultyRegistry]) -> None:

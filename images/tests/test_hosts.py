@@ -102,6 +102,45 @@ def test_the_folder_is_found(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_folders_of_certificates(tmp_path: Path) -> None:
+    """As docker has them, where there is no hosts.toml, or an empty one."""
+
+    def lay(folder: str, *names: str) -> Path:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in names:
+            (tmp_path / folder / name).touch()
+        return tmp_path / folder
+
+    own = lay("a.io:5000", "b.crt", "a.crt", "one.cert", "one.key", "both.cert", "README")
+    lay("_default", "site.crt")
+    (host,) = find(tmp_path, "a.io:5000")
+    assert host.base == "https://a.io:5000/v2"
+    assert host.ca == (own / "a.crt", own / "b.crt")
+    assert host.client == ((own / "both.cert", None), (own / "one.cert", own / "one.key"))
+    (host,) = find(tmp_path, "b.io")
+    assert (host.ca, host.client) == ((tmp_path / "_default/site.crt",), ())
+    # The first folder decides, also where nothing is in it.
+    lay("b.io")
+    (host,) = find(tmp_path, "b.io")
+    assert (host.ca, host.client) == ((), ())
+    # Certificates mean TLS, also for a registry of this machine.
+    lay("127.0.0.1:5000")
+    assert find(tmp_path, "127.0.0.1:5000")[0].base == "http://127.0.0.1:5000/v2"
+    lay("127.0.0.1:5000", "ca.crt")
+    assert find(tmp_path, "127.0.0.1:5000")[0].base == "https://127.0.0.1:5000/v2"
+    (own / "hosts.toml").touch()
+    assert find(tmp_path, "a.io:5000")[0].ca == (own / "a.crt", own / "b.crt")
+    (own / "hosts.toml").write_text('server = "https://up.example"')
+    assert find(tmp_path, "a.io:5000") == (Host("https://up.example/v2", "a.io:5000"),)
+    lay("b.io", "lonely.key")
+    with pytest.raises(BadHosts, match=r"lonely\.key has no certificate") as caught:
+        find(tmp_path, "b.io")
+    assert "lonely.cert" in (caught.value.hint or "")
+    lay("b.io", "lonely.cert")
+    with pytest.raises(BadHosts, match="TLS files of registry host https://b.io/v2"):
+        find(tmp_path, "b.io")[0].tls()
+
+
 def test_verification_is_left_out_for_hosts_that_are_named_alone(tmp_path: Path) -> None:
     (tmp_path / "_default").mkdir()
     file = tmp_path / "_default/hosts.toml"
