@@ -113,7 +113,7 @@ class Host:
         except (OSError, ssl.SSLError) as error:
             raise BadHosts(
                 f"TLS files of registry host {self.base} cannot be used: {error}",
-                hint="check ca and client in its hosts.toml, or the .crt, .cert and .key files there",
+                hint="check ca and client in its hosts.toml, or the .crt, .cert, .key files",
             ) from error
         if self.skip_verify:
             context.check_hostname = False

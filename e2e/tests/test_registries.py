@@ -150,7 +150,7 @@ def test_folders_of_certificates(puller: Daemon, secure: tuple[Registry, Authori
         "node.cert": authority.path("client.pem"),
     }
     says: list[tuple[type[errors.ThawError], str]] = [
-        (errors.ThawError, ""),
+        (errors.ThawError, host),
         (errors.Unavailable, "(?i)ended the TLS connection.*certificate"),
         (errors.InvalidArgument, "node.key has no certificate"),
     ]

@@ -137,7 +137,7 @@ def test_folders_of_certificates(tmp_path: Path) -> None:
         find(tmp_path, "b.io")
     assert "lonely.cert" in (caught.value.hint or "")
     lay("b.io", "lonely.cert")
-    with pytest.raises(BadHosts, match="TLS files of registry host https://b.io/v2"):
+    with pytest.raises(BadHosts, match=r"TLS files of registry host https://b\.io/v2"):
         find(tmp_path, "b.io")[0].tls()
 
 
