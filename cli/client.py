@@ -154,14 +154,19 @@ class Client:
         return list(answer.traces)
 
     def pull(
-        self, image: str, *, refresh: bool = True, auth: Mapping[str, str] | None = None
+        self,
+        image: str,
+        *,
+        refresh: bool = True,
+        auth: Mapping[str, str] | None = None,
+        pin: bool = False,
     ) -> Iterator[thaw_pb2.PullProgress]:
         """Pull, and tell how far it is; the last message names the image's id. `auth` has the
         fields of CRI's AuthConfig; without `refresh` a tag's digest may be some minutes old."""
-        request = thaw_pb2.PullRequest(image=image, refresh=refresh, **(auth or {}))
+        request = thaw_pb2.PullRequest(image=image, refresh=refresh, pin=pin, **(auth or {}))
         return self.stream("thaw.v1.Thaw/Pull", request, thaw_pb2.PullProgress)
 
-    def load(self, content: Content) -> Iterator[thaw_pb2.PullProgress]:
+    def load(self, content: Content, *, pin: bool = False) -> Iterator[thaw_pb2.PullProgress]:
         """Bring an image to the daemon, as `pull` does."""
         stub = self._channel.stream_stream(
             "/thaw.v1.Thaw/Load",
@@ -169,7 +174,7 @@ class Client:
             response_deserializer=thaw_pb2.LoadResponse.FromString,
         )
         try:
-            yield from loading.converse(stub, content)
+            yield from loading.converse(stub, content, pin=pin)
         except grpc.RpcError as error:
             raise translate(error, self.address) from error
 
@@ -179,6 +184,13 @@ class Client:
             "thaw.v1.Thaw/Pulls", thaw_pb2.PullsRequest(), thaw_pb2.PullsResponse, 10
         )
         return list(answer.pulls)
+
+    def unpin(self, image: str) -> bool:
+        """Take the pin off; whether something else still pins the image."""
+        answer = self.call(
+            "thaw.v1.Thaw/Unpin", thaw_pb2.UnpinRequest(image=image), thaw_pb2.UnpinResponse, 10
+        )
+        return answer.pinned
 
     def bake(self, shape: str = "") -> Iterator[thaw_pb2.BakeProgress]:
         """Bake, and tell how far it is; the last message has the snapshot's key."""

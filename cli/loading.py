@@ -12,12 +12,12 @@ from hostlib.errors import ThawError
 
 
 def converse(
-    call: Callable[[Iterator[api.LoadRequest]], Any], content: Content
+    call: Callable[[Iterator[api.LoadRequest]], Any], content: Content, *, pin: bool
 ) -> Iterator[api.PullProgress]:
     """Make the `call` of Load; its progress. Ends with the call, or ends it. Raises RpcError."""
     # The daemon asks for one blob at a time.
     wanted: queue.Queue[str | None] = queue.Queue()
-    answers = call(_requests(content, wanted))
+    answers = call(_requests(content, wanted, pin))
     try:
         for answer in answers:
             if answer.WhichOneof("part") == "wanted":
@@ -29,7 +29,9 @@ def converse(
         answers.cancel()
 
 
-def _requests(content: Content, wanted: queue.Queue[str | None]) -> Iterator[api.LoadRequest]:
+def _requests(
+    content: Content, wanted: queue.Queue[str | None], pin: bool
+) -> Iterator[api.LoadRequest]:
     yield api.LoadRequest(
         start=api.LoadStart(
             names=content.names,
@@ -37,6 +39,7 @@ def _requests(content: Content, wanted: queue.Queue[str | None]) -> Iterator[api
             media_type=content.media_type,
             registry_digest=content.registry_digest,
             source=content.source,
+            pin=pin,
         )
     )
     while (digest := wanted.get()) is not None:

@@ -18,6 +18,7 @@ VERBS: Final = (
     "doctor",
     "bake",
     "pull",
+    "unpin",
     "images",
     "pods",
     "ps",

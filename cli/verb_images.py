@@ -27,11 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(show.as_json(images))
         return 0
     rows = [
-        (name, show.short(image.id), show.size(image.size))
+        (name, show.short(image.id), show.size(image.size), "yes" if image.pinned else "")
         for image in images
         for name in (image.repo_tags or image.repo_digests or ["<none>"])
     ]
-    print(show.table(("IMAGE", "ID", "SIZE"), sorted(rows)))
+    print(show.table(("IMAGE", "ID", "SIZE", "PINNED"), sorted(rows)))
     return 0
 
 

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the registry what the tag means, also when it was asked a moment ago",
     )
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="have the kubelet's garbage collection told to keep what has this name",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     with Client(arguments.address) as client:
         if content is None:
-            print(pull(client, arguments.image, refresh=arguments.refresh))
+            print(pull(client, arguments.image, refresh=arguments.refresh, pin=arguments.pin))
             return 0
         if arguments.name:
             content = replace(content, names=(_with_tag(arguments.name),))
-        print(_shown(content.names[0], client.load(content)))
+        print(_shown(content.names[0], client.load(content, pin=arguments.pin)))
     return 0
 
 
@@ -59,10 +64,10 @@ def _with_tag(name: str) -> str:
     return str(parsed)
 
 
-def pull(client: Client, image: str, *, refresh: bool = False) -> str:
+def pull(client: Client, image: str, *, refresh: bool = False, pin: bool = False) -> str:
     """Pull from a registry with progress on stderr; the image's id."""
     auth = docker_config.find(image)
-    return _shown(image, client.pull(image, refresh=refresh, auth=auth))
+    return _shown(image, client.pull(image, refresh=refresh, auth=auth, pin=pin))
 
 
 def _shown(image: str, messages: Iterable[thaw_pb2.PullProgress]) -> str:

@@ -155,6 +155,7 @@ class _Thaw(thaw_pb2_grpc.ThawServicer):
             ("Pool", thaw.pool),
             ("Trace", thaw.trace),
             ("Pulls", thaw_images.pulls),
+            ("Unpin", thaw_images.unpin),
         ):
             setattr(self, name, boundary.unary(name, partial(verb, daemon)))
 

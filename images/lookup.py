@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -41,3 +42,15 @@ def by_name(images: Mapping[str, Image], text: str) -> Image | None:
         elif str(parsed) in image.repo_tags:
             return image
     return None
+
+
+def names_meant(image: Image, text: str) -> tuple[str, ...]:
+    """The tag or digest of `image` that `text`, which means the image, names; all of its tags and
+    digests where it is an id, or a part of one."""
+    every = (*image.repo_tags, *image.repo_digests)
+    with contextlib.suppress(InvalidArgument):
+        parsed = reference.parse(text)
+        name = f"{parsed.name}@{parsed.digest}" if parsed.digest else str(parsed)
+        if name in every:
+            return (name,)
+    return every

@@ -37,7 +37,7 @@ from images.model import (
 from images.pinned import Pinned
 from images.pull import Puller, Tracker
 from images.source import Source
-from images.store import Record, Store, with_names
+from images.store import Record, Store, with_names, without_names
 from images.tag_cache import TagCache
 
 __all__ = [
@@ -87,12 +87,13 @@ class Images:
         self._images: dict[str, Image] = {}
         self._removed: dict[str, Record] = {}
         self._holders: dict[str, str] = {}
-        self._tags = TagCache(tag_life)
+        self._tags = TagCache(tag_life, root / "tags.json")
         self._pinned = Pinned(pinned)
 
     async def open(self) -> None:
         """Sweep what a crash left and load every image; one that is damaged is dropped, and
         comes back with its next pull."""
+        await in_thread(self._tags.load)
         for record, reason in await in_thread(self._store.open):
             if reason is not None:
                 log.warning("image %s is not usable: %s", record.id or "(unknown)", reason)
@@ -129,9 +130,10 @@ class Images:
         auth: Auth | None = None,
         progress: Callable[[Progress], None] | None = None,
         cached: bool = False,
+        pin: bool = False,
     ) -> Image:
         """Bring an image here, or find it here; a tag is resolved anew at the registry, unless what
-        it meant a moment ago (`tag_life`) will do: `cached`.
+        it meant a moment ago (`tag_life`) will do: `cached`. `pin` pins the name (`pin`).
 
         Pulls of the same reference with the same credentials share one transfer. Raises
         `InvalidArgument`, `NotFound`, `Unauthenticated`, `PermissionDenied`, `Unavailable`,
@@ -144,7 +146,7 @@ class Images:
         if cached and names and (known := self._tags.get(names[0])) is not None:
             here = lookup.by_name(self._images, names[0])
             if here is not None and f"{parsed.name}@{known}" in here.repo_digests:
-                return here
+                return await self.pin(ref) if pin else here
             target = known
 
         async def work(tracker: Tracker) -> str:
@@ -159,10 +161,11 @@ class Images:
                 digest = f"{parsed.name}@{top}"
                 image_id = await self._bring(puller, registry, found, names, digest, tracker)
             for name in names:
-                self._tags.put(name, top)
+                await self._tags.put(name, top)
             return image_id
 
-        return await self._shared((str(parsed), target, auth), str(parsed), work, progress)
+        image = await self._shared((str(parsed), target, auth), str(parsed), work, progress)
+        return await self.pin(ref) if pin else image
 
     async def load(
         self,
@@ -174,11 +177,13 @@ class Images:
         what: str,
         known: bool,
         progress: Callable[[Progress], None] | None = None,
+        pin: bool = False,
     ) -> Image:
         """Bring an image here from another `source` than a registry, under `names`, all with tags.
 
         `target` is the digest of its manifest or index. With `known`, the same manifest is what a
-        registry has under these names, and its digest becomes a name too. Raises what `pull` does.
+        registry has under these names, and its digest becomes a name too. `pin` pins the names.
+        Raises what `pull` does.
         """
         puller = self._pulls()
         parsed = [reference.parse(name) for name in names]
@@ -193,11 +198,14 @@ class Images:
             digest = f"{parsed[0].name}@{top}" if known else None
             image_id = await self._bring(puller, source, found, tags, digest, tracker)
             for tag in tags:
-                self._tags.forget(tag)
+                await self._tags.forget(tag)
             return image_id
 
         # Nobody else has this source.
-        return await self._shared(object(), tags[0], work, progress)
+        image = await self._shared(object(), tags[0], work, progress)
+        for tag in tags if pin else ():
+            image = await self.pin(tag)
+        return image
 
     async def _shared(
         self,
@@ -283,6 +291,9 @@ class Images:
                     "the image was removed while it was pulled again", hint="pull it again"
                 )
             record = with_names(known or fresh, names, digest)
+            others = [one for one in self._records.values() if one.id != record.id]
+            pins = {*record.pins, *(pin for one in others for pin in one.pins if pin in names)}
+            record = replace(record, pins=tuple(sorted(pins)))
             # Another image that has a tag loses it: after this one has it, so that a crash
             # between leaves two, of which the newer pull's is corrected by the next.
             if record != known:
@@ -291,10 +302,9 @@ class Images:
             image = await self._image(record)
             self._removed.pop(record.id, None)
             self._records[record.id], self._images[record.id] = record, image
-            for other in list(self._records.values()):
-                if other.id != record.id and not set(names).isdisjoint(other.names):
-                    rest = tuple(item for item in other.names if item not in names)
-                    await self._change(replace(other, names=rest))
+            for other in others:
+                if not set(names).isdisjoint(other.names):
+                    await self._change(without_names(other, names))
 
     # --- merged layers
 
@@ -377,7 +387,7 @@ class Images:
             record = self._records[image.id]
             if image.id in self._holders.values():
                 # Without names it is no image any more, but a restart still knows its layers.
-                record = replace(record, names=(), digests=())
+                record = replace(record, names=(), digests=(), pins=())
                 await in_thread(self._store.update, record)
                 self._removed[image.id] = record
             else:
@@ -386,6 +396,24 @@ class Images:
         if self._unused(record.diff_ids):
             await self._merger.cancel(record.diff_ids)
         await self.collect()
+
+    async def pin(self, ref_or_id: str, pinned: bool = True) -> Image:
+        """Have the kubelet's garbage collection told to spare the image, or no longer so.
+
+        What is pinned is a name, or all of an image's where it is told by its id: the pin goes
+        with the name to whatever is pulled under it next, and ends with the image's removal.
+        Raises `NotFound`.
+        """
+        async with self._writing:
+            image = self.get(ref_or_id)
+            if image is None:
+                raise NotFound(f"no image {ref_or_id}", hint="see thaw images")
+            record = self._records[image.id]
+            meant = lookup.names_meant(image, ref_or_id)
+            pins = {*record.pins, *meant} if pinned else set(record.pins).difference(meant)
+            if pins != set(record.pins):
+                await self._change(replace(record, pins=tuple(sorted(pins))))
+            return self._images[image.id]
 
     def hold(self, image_id: str, holder: str) -> None:
         """Keep an image's layers for the container `holder`, also beyond the image's removal.

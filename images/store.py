@@ -47,7 +47,8 @@ class Record:
     diff_ids: tuple[str, ...]
     config: ImageConfig
     config_bytes: int
-    pinned: bool = False
+    pins: tuple[str, ...] = ()
+    """Those of the names and digests that are pinned, sorted."""
 
 
 def chain_id(diff_ids: tuple[str, ...]) -> str:
@@ -123,7 +124,7 @@ class Store:
                 diff_ids,
                 config,
                 len(data),
-                bool(body.get("pinned", False)),
+                tuple(str(item) for item in body.get("pins", ())),
             )
         except (KeyError, TypeError) as error:
             raise DataLoss(f"record {path} is incomplete") from error
@@ -144,7 +145,7 @@ class Store:
         body = {
             "names": list(record.names),
             "digests": list(record.digests),
-            "pinned": record.pinned,
+            "pins": list(record.pins),
         }
         path = self._records / f"{record.id.removeprefix('sha256:')}.json"
         records.write(path, KIND, VERSION, body, durable=True)
@@ -192,7 +193,7 @@ class Store:
         files = {layer.path: layer.size for layer in (*layers, *((merged,) if merged else ()))}
         return Image(
             record.id, record.names, record.digests, record.config_bytes + sum(files.values()),
-            record.config, layers, record.pinned, merged,
+            record.config, layers, bool(record.pins), merged,
         )  # fmt: skip
 
     def collect(self, used: set[Path], used_blobs: set[str]) -> int:
@@ -235,4 +236,13 @@ def with_names(record: Record, names: tuple[str, ...], digest: str | None) -> Re
     digests = {*record.digests, *([digest] if digest else [])}
     return replace(
         record, names=tuple(sorted({*record.names, *names})), digests=tuple(sorted(digests))
+    )
+
+
+def without_names(record: Record, names: tuple[str, ...]) -> Record:
+    """The record without these tags, and their pins."""
+    return replace(
+        record,
+        names=tuple(item for item in record.names if item not in names),
+        pins=tuple(item for item in record.pins if item not in names),
     )

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PullRequest(_message.Message):
-    __slots__ = ("image", "username", "password", "auth", "identity_token", "registry_token", "server_address", "refresh")
+    __slots__ = ("image", "username", "password", "auth", "identity_token", "registry_token", "server_address", "refresh", "pin")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     USERNAME_FIELD_NUMBER: _ClassVar[int]
     PASSWORD_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class PullRequest(_message.Message):
     REGISTRY_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SERVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     image: str
     username: str
     password: str
@@ -24,7 +25,8 @@ class PullRequest(_message.Message):
     registry_token: str
     server_address: str
     refresh: bool
-    def __init__(self, image: _Optional[str] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., auth: _Optional[str] = ..., identity_token: _Optional[str] = ..., registry_token: _Optional[str] = ..., server_address: _Optional[str] = ..., refresh: _Optional[bool] = ...) -> None: ...
+    pin: bool
+    def __init__(self, image: _Optional[str] = ..., username: _Optional[str] = ..., password: _Optional[str] = ..., auth: _Optional[str] = ..., identity_token: _Optional[str] = ..., registry_token: _Optional[str] = ..., server_address: _Optional[str] = ..., refresh: _Optional[bool] = ..., pin: _Optional[bool] = ...) -> None: ...
 
 class PullProgress(_message.Message):
     __slots__ = ("layer", "phase", "current", "total", "image_ref")
@@ -49,18 +51,20 @@ class LoadRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[LoadStart, _Mapping]] = ..., data: _Optional[_Union[LoadData, _Mapping]] = ...) -> None: ...
 
 class LoadStart(_message.Message):
-    __slots__ = ("names", "digest", "media_type", "registry_digest", "source")
+    __slots__ = ("names", "digest", "media_type", "registry_digest", "source", "pin")
     NAMES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
     digest: str
     media_type: str
     registry_digest: bool
     source: str
-    def __init__(self, names: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., media_type: _Optional[str] = ..., registry_digest: _Optional[bool] = ..., source: _Optional[str] = ...) -> None: ...
+    pin: bool
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., media_type: _Optional[str] = ..., registry_digest: _Optional[bool] = ..., source: _Optional[str] = ..., pin: _Optional[bool] = ...) -> None: ...
 
 class LoadData(_message.Message):
     __slots__ = ("data", "last", "error")
@@ -99,6 +103,18 @@ class PullUnderWay(_message.Message):
     started_at: int
     progress: _containers.RepeatedCompositeFieldContainer[PullProgress]
     def __init__(self, image: _Optional[str] = ..., started_at: _Optional[int] = ..., progress: _Optional[_Iterable[_Union[PullProgress, _Mapping]]] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class UnpinResponse(_message.Message):
+    __slots__ = ("pinned",)
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    pinned: bool
+    def __init__(self, pinned: _Optional[bool] = ...) -> None: ...
 
 class BakeRequest(_message.Message):
     __slots__ = ("shape",)

@@ -49,6 +49,11 @@ class ThawStub:
                 request_serializer=cri_dot_api_dot_thaw__pb2.PullsRequest.SerializeToString,
                 response_deserializer=cri_dot_api_dot_thaw__pb2.PullsResponse.FromString,
                 _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/thaw.v1.Thaw/Unpin',
+                request_serializer=cri_dot_api_dot_thaw__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=cri_dot_api_dot_thaw__pb2.UnpinResponse.FromString,
+                _registered_method=True)
         self.Bake = channel.unary_stream(
                 '/thaw.v1.Thaw/Bake',
                 request_serializer=cri_dot_api_dot_thaw__pb2.BakeRequest.SerializeToString,
@@ -85,6 +90,13 @@ class ThawServicer:
 
     def Pulls(self, request, context):
         """The pulls under way, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Takes the pin off a name of an image, or off all of them where the image is told by its id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_ThawServicer_to_server(servicer, server):
                     servicer.Pulls,
                     request_deserializer=cri_dot_api_dot_thaw__pb2.PullsRequest.FromString,
                     response_serializer=cri_dot_api_dot_thaw__pb2.PullsResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=cri_dot_api_dot_thaw__pb2.UnpinRequest.FromString,
+                    response_serializer=cri_dot_api_dot_thaw__pb2.UnpinResponse.SerializeToString,
             ),
             'Bake': grpc.unary_stream_rpc_method_handler(
                     servicer.Bake,
@@ -226,6 +243,33 @@ class Thaw:
             '/thaw.v1.Thaw/Pulls',
             cri_dot_api_dot_thaw__pb2.PullsRequest.SerializeToString,
             cri_dot_api_dot_thaw__pb2.PullsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thaw.v1.Thaw/Unpin',
+            cri_dot_api_dot_thaw__pb2.UnpinRequest.SerializeToString,
+            cri_dot_api_dot_thaw__pb2.UnpinResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""Thaw's own RPCs about images: pulls and loads with progress, and the pulls under way."""
+"""Thaw's own RPCs about images: pulls and loads with progress, the pulls under way, pins."""
 
 from __future__ import annotations
 
@@ -53,13 +53,24 @@ async def pull(daemon: Daemon, request: api.PullRequest) -> AsyncIterator[api.Pu
 
     def work(report: Callable[[Progress], None]) -> Coroutine[Any, Any, Image]:
         return daemon.images.pull(
-            request.image, auth=auth, progress=report, cached=not request.refresh
+            request.image,
+            auth=auth,
+            progress=report,
+            cached=not request.refresh,
+            pin=request.pin,
         )
 
     told = _Told()
     async for item in with_progress(work):
         for message in told.messages(item):
             yield message
+
+
+async def unpin(daemon: Daemon, request: api.UnpinRequest) -> api.UnpinResponse:
+    if not request.image:
+        raise InvalidArgument("no image given")
+    found = await daemon.images.pin(request.image, pinned=False)
+    return api.UnpinResponse(pinned=found.pinned)
 
 
 async def pulls(daemon: Daemon, request: api.PullsRequest) -> api.PullsResponse:
@@ -172,6 +183,7 @@ async def load(
             what=source,
             known=start.registry_digest,
             progress=report,
+            pin=start.pin,
         )
 
     told = _Told()

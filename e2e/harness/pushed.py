@@ -73,6 +73,7 @@ def pulled(daemon: Daemon, *argv: str, **environment: str) -> v1_pb2.Image:
 
 
 def store(daemon: Daemon) -> list[str]:
-    """The image store's files and folders."""
+    """The image store's files and folders; what tags meant a moment ago is of no image."""
     folder = daemon.root / "images"
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return sorted(found - {"tags.json"})

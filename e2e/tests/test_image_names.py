@@ -11,10 +11,11 @@ from cri.api import v1_pb2
 from demo import oci
 from e2e.harness.command import thaw
 from e2e.harness.crane import CraneRegistry
+from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import Daemon
 from e2e.harness.layered import layered
 from e2e.harness.pods import Pod
-from e2e.harness.pushed import of, pull
+from e2e.harness.pushed import of, pull, pulled
 from e2e.harness.refs import SLEEP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
@@ -105,6 +106,38 @@ def test_one_id_in_every_answer(
         "both filesystems shrink",
         lambda: usage(puller)[1] < before[1] and usage(puller)[0] < before[0],
     )
+
+
+def test_pins(puller: Daemon, registry: Registry, built: dict[str, oci.Image]) -> None:
+    """They go with the name, are told to the kubelet, and are true after the daemon's death."""
+    old, new = (layered(built["demo/shell"], [oci.Layer().file("v", v)]) for v in "12")
+    ref = registry.push(old, "e2e/keep")
+    other = registry.push(layered(built["demo/shell"], [oci.Layer().file("v", "3")]), "e2e/other")
+    first = pulled(puller, ref, "--pin")
+    assert first.pinned
+    pull(puller, other)
+    shown = [line.split() for line in thaw(puller, "images").stdout.splitlines()]
+    assert [line[0] for line in shown if line[-1] == "yes"] == [ref]
+    registry.push(new, "e2e/keep")
+    second = pull(puller, ref)
+    assert second.id != first.id and second.pinned
+    puller.kill()
+    puller.start()
+    assert {each.id: each.pinned for each in puller.client.images()}[second.id]
+    # Who clears away what is not needed spares it.
+    Crictl(puller).run("rmi", "--prune")
+    assert [each.id for each in puller.client.images()] == [second.id]
+    assert thaw(puller, "unpin", ref).stderr == ""
+    assert [each.pinned for each in puller.client.images()] == [False]
+    for wrong, says in (("registry.test/none:1", "no image"), ("Bad//Name", "Bad//Name")):
+        done = thaw(puller, "unpin", wrong)
+        assert done.returncode == 1 and says in done.stderr
+    # What the configuration pins stays so.
+    always = registry.push(old, "e2e/pinned")
+    assert pull(puller, always).pinned
+    assert "images.pinned" in thaw(puller, "unpin", always).stderr
+    found = puller.client.image_status(always)
+    assert found is not None and found.pinned
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,14 @@ def test_a_tag_is_known_for_a_while(puller: Daemon, faulty: FaultyRegistry) -> N
     assert pulled(puller, ref, "--refresh").id == second.config_digest
     third = faulty.registry.add(image(tar(Entry("third")), form=""))
     assert puller.client.pull_image(ref) == third.config_digest
-    # An image that is gone comes back as what its tag was known to mean.
+    # An image that is gone comes back as what its tag was known to mean, also to the next daemon.
     faulty.registry.add(second)
-    puller.client.remove_image(ref)
-    assert pulled(puller, ref).id == third.config_digest
+    for kill in (False, True):
+        if kill:
+            puller.kill()
+            puller.start()
+        puller.client.remove_image(ref)
+        assert pulled(puller, ref).id == third.config_digest
     for built in (first, second, third):
         puller.client.remove_image(built.config_digest)
 

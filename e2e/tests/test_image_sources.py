@@ -79,8 +79,8 @@ def test_each_source_gives_the_same_image_and_it_runs(
     ]  # fmt: skip
     assert tag in origin
     for source, name, known in cases:
-        found = pulled(puller, source)
-        assert found.id == wanted, source
+        found = pulled(puller, source, "--pin")
+        assert (found.id, found.pinned) == (wanted, True), source
         assert name in found.repo_tags, source
         assert list(found.repo_digests) == ([known] if known else []), source
         puller.client.remove_image(name)
@@ -90,6 +90,7 @@ def test_each_source_gives_the_same_image_and_it_runs(
         found = pulled(puller, "docker-daemon:demo/sourced:one", DOCKER_HOST=host)
         assert docker.asked == ["/images/demo/sourced:one/get"]
         assert (found.id, list(found.repo_tags)) == (wanted, ["docker.io/demo/sourced:one"])
+        assert not found.pinned
         refused(puller, "No such image: x:y", "docker-daemon:x:y", DOCKER_HOST=host)
     named = pulled(puller, f"oci-layout:{tmp_path}/layout", "--as", "team/own:2")
     assert "docker.io/team/own:2" in named.repo_tags and named.id == wanted

@@ -24,7 +24,9 @@ SLOTS = int(os.environ["SLOTS"])
 
 async def main():
     failpoint.load_environment()
-    images = Images(Path(sys.argv[1]), registry_config=None, limits=Limits(), slots=SLOTS)
+    images = Images(
+        Path(sys.argv[1]), registry_config=None, limits=Limits(), slots=SLOTS, tag_life=60
+    )
     await images.open()
     found = await images.pull(sys.argv[2])
     if len(sys.argv) > 3:
@@ -53,7 +55,7 @@ def die(root: Path, ref: str, point: str, *more: str, slots: int = 12) -> int:
     "point",
     ["pull.resolve", "pull.chunk", "convert.start", "convert.verified", "pull.commit",
      "layer.sync", "layer.rename", "layer.renamed", "pull.record", "store.blobs", "store.record",
-     "store.written"],
+     "store.written", "tags.save"],
 )  # fmt: skip
 async def test_a_pull_that_dies(registry: FakeRegistry, tmp_path: Path, point: str) -> None:
     registry.add(image(tar(Entry("a", b"x" * 100_000)), tar(Entry("b"))))
@@ -62,7 +64,7 @@ async def test_a_pull_that_dies(registry: FakeRegistry, tmp_path: Path, point: s
     images = Images(tmp_path, registry_config=None, limits=Limits())
     await images.open()
     assert not list((tmp_path / "images/ingest").iterdir())
-    assert len(images.list()) == (1 if point == "store.written" else 0)
+    assert len(images.list()) == (1 if point in ("store.written", "tags.save") else 0)
     for found in images.list():
         assert all(layer.path.stat().st_size == layer.size for layer in found.layers)
     found = await images.pull(ref)
