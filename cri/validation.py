@@ -1,7 +1,8 @@
 """What holds for every request, whatever it asks; a handler need not think of it.
 
 Enums are ones that the protocol knows, text has no NUL byte, which no path, argument or variable
-can hold, and no text is longer than any that Kubernetes allows.
+can hold, and no text, list or map is larger than any that Kubernetes allows: it would be judged
+entry by entry, and be in each list of pods or containers, which have room for 16 MiB in all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from hostlib.errors import InvalidArgument
 
 MAX_TEXT: Final = 256 * 1024
 """Bytes of one text: Kubernetes allows so many in all annotations of an object together."""
+
+MAX_ENTRIES: Final = 65536
+"""Of one list or map: as many as a process can have groups (NGROUPS_MAX), more than a pod has
+variables in a namespace of 5,000 services."""
+MAX_MAP: Final = 1024 * 1024
+"""Bytes of the keys and values of one map: four times what Kubernetes allows for annotations."""
 
 _SHOWN: Final = 60
 
@@ -40,7 +47,11 @@ def _check(message: Message, path: str) -> None:
 def _values(field: FieldDescriptor, value: Any, here: str) -> Iterator[tuple[str, Any]]:
     """The values of a field, each with its place; a map's keys are values too."""
     entry = field.message_type
-    if entry is not None and entry.GetOptions().map_entry:
+    is_map = entry is not None and entry.GetOptions().map_entry
+    if (is_map or field.is_repeated) and len(value) > MAX_ENTRIES:
+        raise InvalidArgument(f"{here}: it has {len(value)} entries, more than {MAX_ENTRIES}")
+    if is_map:
+        _map_size(value, here)
         for key, each in value.items():
             yield f"{here}: the key {str(key)[:_SHOWN]!r}", key
             yield f"{here}[{str(key)[:_SHOWN]!r}]", each
@@ -49,6 +60,15 @@ def _values(field: FieldDescriptor, value: Any, here: str) -> Iterator[tuple[str
             yield f"{here}[{number}]", each
     else:
         yield here, value
+
+
+def _map_size(value: Any, place: str) -> None:
+    size = 0
+    for key, each in value.items():
+        # Both are text in every map of the protocol.
+        size += len(key.encode()) + len(each.encode())
+        if size > MAX_MAP:
+            raise InvalidArgument(f"{place}: keys and values are over {MAX_MAP >> 10} KiB together")
 
 
 def _text(value: str | bytes, place: str) -> None:

@@ -21,14 +21,14 @@ MAX_OUTPUT = 16 * 1024 * 1024
 async def run(daemon: Daemon, request: v1.ExecSyncRequest) -> v1.ExecSyncResponse:
     if not request.cmd:
         raise InvalidArgument("no command to run", hint="set cmd")
+    if request.timeout < 0:
+        raise InvalidArgument(f"timeout is {request.timeout}", hint="seconds; 0 is no limit")
     container, pod = daemon.running_container(request.container_id)
     process = oci_spec.exec_process(
         {"process": process_of(daemon, container, pod)}, list(request.cmd), tty=False
     )
     await failpoint.hit("exec_sync")
-    result = await daemon.shim_of(pod).exec_sync(
-        container.id, process, float(max(0, request.timeout))
-    )
+    result = await daemon.shim_of(pod).exec_sync(container.id, process, float(request.timeout))
     return v1.ExecSyncResponse(
         stdout=result.stdout[:MAX_OUTPUT],
         stderr=result.stderr[:MAX_OUTPUT],

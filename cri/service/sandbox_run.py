@@ -17,6 +17,7 @@ from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
+from cri.oci import resources
 from cri.oci import spec as oci_spec
 from cri.oci.sysctls import normalized
 from cri.trace import Trace
@@ -75,6 +76,8 @@ def check(daemon: Daemon, request: v1.RunPodSandboxRequest) -> Plan:
             hint='the handlers are "thaw" and ""',
         )
     oci_spec.check_sandbox(config)
+    for wanted in (config.linux.resources, config.linux.overhead):
+        resources.check(wanted)
     cgroups.parent_path(config.linux.cgroup_parent)
     if config.log_directory and not os.path.isabs(config.log_directory):
         raise InvalidArgument(f"log directory {config.log_directory!r} is not absolute")

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from cri.api import v1_pb2
-from cri.validation import MAX_TEXT
+from cri.validation import MAX_ENTRIES, MAX_MAP, MAX_TEXT
 
 INT32: Final = (-1, -(2**31), 2**31 - 1)
 INT64: Final = (-1, -(2**63), 2**63 - 1)
@@ -18,6 +18,9 @@ NO_ENUM: Final = 99
 NUL: Final = "a\0b"
 ODD: Final = "../\n\t\x7f$(reboot)"
 HUGE: Final = "x" * (MAX_TEXT + 1)
+MANY: Final = MAX_ENTRIES + 1
+LARGE: Final = {str(n): "x" * MAX_TEXT for n in range(MAX_MAP // MAX_TEXT)}
+"""A map each of whose texts is well."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def requests(method: str, base: Message) -> Iterator[Wrong]:
         request = type(base)()
         request.CopyFrom(base)
         change(request)
-        yield Wrong(method, what, request, certain)
+        # An empty text, or a message that is missing, is what was there before in most fields.
+        if request != base:
+            yield Wrong(method, what, request, certain)
 
 
 def _changes(
@@ -64,7 +69,10 @@ def _changes(
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:
             yield from _map(field, find, here)
-        elif entry is not None:
+            continue
+        if field.is_repeated:
+            yield f"{here} has {MANY} entries", _fill(find, field), True
+        if entry is not None:
             yield f"{here} is missing", _clear(find, field.name), False
             yield f"{here} is empty", _touch(find, field), False
             yield from _changes(entry, _inside(find, field), f"{here}.")
@@ -77,7 +85,7 @@ def _changes(
 def _values(field: FieldDescriptor) -> Iterator[tuple[Any, bool]]:
     kind = field.type
     if kind == FieldDescriptor.TYPE_STRING:
-        yield from ((NUL, True), (HUGE, True), (ODD, False))
+        yield from ((NUL, True), (HUGE, True), (ODD, False), ("", False))
     elif kind == FieldDescriptor.TYPE_BYTES:
         yield from ((NUL.encode(), True), (HUGE.encode(), True), (b"\xff\xfe", False))
     elif kind == FieldDescriptor.TYPE_ENUM:
@@ -103,6 +111,15 @@ def _map(
             getattr(find(message), field.name)[key] = value
 
         yield f"{here} has {key!r}: {value!r}", change, certain
+    for what, content in (
+        (f"{MANY} entries", {str(n): "" for n in range(MANY)}),
+        (f"over {MAX_MAP} bytes", LARGE),
+    ):
+
+        def fill(message: Message, content: dict[str, str] = content) -> None:
+            getattr(find(message), field.name).update(content)
+
+        yield f"{here} has {what}", fill, True
 
 
 def _inside(find: Callable[[Message], Any], field: FieldDescriptor) -> Callable[[Message], Any]:
@@ -129,6 +146,22 @@ def _touch(find: Callable[[Message], Any], field: FieldDescriptor) -> Change:
             value.add()
         else:
             value.SetInParent()
+
+    return change
+
+
+def _fill(find: Callable[[Message], Any], field: FieldDescriptor) -> Change:
+    """As many entries as no list may have: the first over again, or each as good as none."""
+
+    def change(message: Message) -> None:
+        values = getattr(find(message), field.name)
+        if field.message_type is not None:
+            one = values[0] if values else values.add()
+            values.extend([one] * MANY)
+        else:
+            empty = {FieldDescriptor.TYPE_STRING: "", FieldDescriptor.TYPE_BYTES: b""}
+            one = values[0] if values else empty.get(field.type, 0)
+            values.extend([one] * MANY)
 
     return change
 
