@@ -180,28 +180,32 @@ class Container:
     async def start(self) -> int:
         """Run the container's command; when it started, in nanoseconds.
 
-        Raises `FailedPrecondition` unless it is created. When the command cannot be run it raises
-        this, too, `InvalidArgument`, `NotFound` or `PermissionDenied`: the container has then
-        exited with 128, reason StartError.
+        Raises `FailedPrecondition` unless it is created. When the command cannot be run, or its log
+        not be written, it raises this, too, `InvalidArgument`, `NotFound`, `PermissionDenied` or
+        `DeadlineExceeded`: the container has then exited with 128, reason StartError.
         """
         async with self._lock:
             if self.record.state != "created":
                 raise FailedPrecondition(
                     f"container {self.id[:12]} is {self.record.state}, not created"
                 )
-            if self.record.log_path:
-                self._writer = LogWriter(self.record.log_path)
             begun = time.time_ns()
             try:
+                if self.record.log_path:
+                    self._writer = LogWriter(self.record.log_path)
                 await failpoint.hit("container.start")
                 await self._vm.agent.request("container.start", {"id": self.id})
-            except (Unavailable, DeadlineExceeded):
-                # The agent's word is missing: the container may yet be started, or the VM be dead.
+            except Unavailable:
+                # The VM is dead, whose end is the container's.
                 self._close_writer()
                 raise
             except ThawError as error:
                 now = time.time_ns()
                 await self._end(EXIT_START_FAILED, "StartError", error.message, now, begun=begun)
+                if isinstance(error, DeadlineExceeded):
+                    # What was told to have ended must not run, once the guest comes to it.
+                    kill = self._attempt(self._signal(int(signal.SIGKILL), everyone=True))
+                    self._tasks.start(kill, f"end of {self.id[:12]}")
                 raise
             except BaseException:
                 self._close_writer()

@@ -38,6 +38,14 @@ def test_a_failed_start_is_told_and_kept(durable: Daemon) -> None:
         with pytest.raises(errors.FailedPrecondition):
             durable.client.start_container(made.id)
 
+    # The log's place is taken after the creation, which looked.
+    made = pod.create(SHELL, ["/bin/true"], name="log")
+    made.log_file.unlink(missing_ok=True)
+    made.log_file.mkdir()
+    with pytest.raises(errors.FailedPrecondition, match="log file") as caught:
+        durable.client.start_container(made.id)
+    told[made.id] = caught.value.message
+
     def check() -> None:
         for container, message in told.items():
             found = durable.client.container_status(container)

@@ -206,12 +206,34 @@ async def test_a_container_starts_once(bench: Bench) -> None:
         await bench.pod.container(ID).start()
 
 
-async def test_a_log_that_cannot_be_written_leaves_the_container_created(bench: Bench) -> None:
+async def test_a_log_that_cannot_be_written_fails_the_start(bench: Bench) -> None:
     await bench.bind()
     await bench.create(log_path="/nonexistent/c.log")
     with pytest.raises(FailedPrecondition, match="log file"):
         await bench.pod.container(ID).start()
-    assert bench.pod.container(ID).record.state == "created"
+    record = await bench.until_exited()
+    assert (record.exit_code, record.reason) == (128, "StartError")
+    assert "log file" in record.message
+    assert bench.on_disk().containers == (record,)
+    assert not bench.vm.agent.asked("container.start")
+
+
+async def test_a_guest_that_does_not_answer_a_start_is_told_to_end_it(bench: Bench) -> None:
+    await bench.bind()
+    await bench.create()
+    bench.vm.agent.answers["container.start"] = DeadlineExceeded("the agent did not answer")
+    with pytest.raises(DeadlineExceeded):
+        await bench.pod.container(ID).start()
+    record = await bench.until_exited()
+    assert (record.exit_code, record.reason) == (128, "StartError")
+    assert bench.on_disk().containers == (record,)
+    async with asyncio.timeout(10):
+        while not bench.vm.agent.asked("container.kill"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    # It began after all.
+    bench.end(137)
+    await asyncio.sleep(0.05)
+    assert bench.pod.container(ID).record == record
 
 
 async def test_stop_signals_then_kills(bench: Bench) -> None:
