@@ -8,7 +8,9 @@ import queue
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import pytest
 
 from cli.client import Client
@@ -51,6 +53,12 @@ class Listener:
     def told(self, count: int) -> list[tuple[str, int]]:
         events = [self.next() for _ in range(count)]
         return [(each.container_id, each.container_event_type) for each in events]
+
+    def until(self, last: tuple[str, int]) -> list[tuple[str, int]]:
+        heard = self.told(1)
+        while heard[-1] != last:
+            heard += self.told(1)
+        return heard
 
     def close(self) -> None:
         self._client.close()
@@ -115,6 +123,50 @@ def test_all_who_listen_hear_the_life_of_a_pod(daemon: Daemon, listeners: list[L
     assert ended[short.id].finished_at > 0
     assert ended[box.id].state == v1_pb2.CONTAINER_RUNNING
     assert [each.id for each in events[8].containers_statuses] == [short.id]
+
+
+def deaf(channel: grpc.Channel) -> Any:
+    """A call that is never read from."""
+    listen = channel.unary_stream(
+        f"/{METHOD}",
+        request_serializer=v1_pb2.GetEventsRequest.SerializeToString,
+        response_deserializer=v1_pb2.ContainerEventResponse.FromString,
+    )
+    return listen(v1_pb2.GetEventsRequest())
+
+
+def test_many_listen_and_none_holds_up_another(daemon: Daemon) -> None:
+    """Ten of them never read, and five go in the middle without a word."""
+    hearing = [Listener(daemon) for _ in range(35)]
+    leaving = [Listener(daemon) for _ in range(5)]
+    options = [("grpc.default_authority", "localhost")]
+    channels = [grpc.insecure_channel(daemon.address, options) for _ in range(10)]
+    calls = [deaf(channel) for channel in channels]
+    try:
+        hear(daemon, [*hearing, *leaving])
+        told = []
+        for number in range(5):
+            pod = Pod.run(daemon)
+            box = pod.start(SHELL, ["/bin/true"])
+            box.wait()
+            if number == 2:
+                for each in leaving:
+                    each.close()
+            pod.remove()
+            told += [
+                (pod.id, CREATED), (pod.id, STARTED), (box.id, CREATED), (box.id, STARTED),
+                (box.id, STOPPED), (pod.id, STOPPED), (box.id, DELETED), (pod.id, DELETED),
+            ]  # fmt: skip
+        ids = {each for each, _ in told}
+        for each in hearing:
+            heard = each.until(told[-1])
+            assert [event for event in heard if event[0] in ids] == told
+        assert all(call.is_active() for call in calls)
+    finally:
+        for each in (*hearing, *leaving):
+            each.close()
+        for channel in channels:
+            channel.close()
 
 
 def test_the_end_of_a_vm_is_heard(daemon: Daemon, listeners: list[Listener]) -> None:

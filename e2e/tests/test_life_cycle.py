@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
-from e2e.harness.pods import Container, Pod
+from e2e.harness.pods import Container, Pod, sandbox
 from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.waiting import until
 from hostlib import errors
 
 
-def attempt(pod: Pod, name: str, number: int, script: str) -> Container:
+def attempt(pod: Pod, name: str, number: int, script: str, *mounts: v1_pb2.Mount) -> Container:
     """A container that runs a script; its log is named as the kubelet names it."""
     config = v1_pb2.ContainerConfig(
         metadata=v1_pb2.ContainerMetadata(name=name, attempt=number),
         image=v1_pb2.ImageSpec(image=SHELL),
         command=["/bin/sh", "-c", script],
         log_path=f"{name}/{number}.log",
+        mounts=mounts,
     )
     client = pod.daemon.client
     return Container(pod, client.create_container(pod.id, config, pod.config), config)
+
+
+def test_a_sandbox_that_is_made_anew(daemon: Daemon, tmp_path: Path) -> None:
+    """As the kubelet does when one has ended: the next attempt runs beside what is left of the
+    last, which can be asked for until it is removed. Its emptyDirs are empty."""
+    client = daemon.client
+    empty = tmp_path / "pods/uid-again/volumes/kubernetes.io~empty-dir/data"
+    empty.mkdir(parents=True)
+    data = v1_pb2.Mount(container_path="/data", host_path=str(empty))
+    first = Pod.run(daemon, "again")
+    old = attempt(first, "main", 0, "echo old | tee /data/old; exit 4", data)
+    client.start_container(old.id)
+    ended = old.wait()
+    client.stop_pod(first.id)
+    config = sandbox(daemon, "again")
+    config.metadata.attempt = 1
+    second = Pod(daemon, client.run_pod(config), config)
+    new = attempt(second, "main", 1, "ls /data; echo new; exec sleep 100000", data)
+    client.start_container(new.id)
+    until("it runs", lambda: new.output() == "new\n")
+    assert {pod.id: (pod.metadata.attempt, pod.state) for pod in client.pods()} == {
+        first.id: (0, v1_pb2.SANDBOX_NOTREADY),
+        second.id: (1, v1_pb2.SANDBOX_READY),
+    }
+    shown = {each.id: each.metadata.attempt for each in client.containers()}
+    assert shown == {old.id: 0, new.id: 1}
+    assert old.status() == ended
+    assert ended.finished_at <= client.pod_status(second.id).status.created_at
+    client.remove_pod(first.id)
+    assert [each.id for each in client.containers()] == [new.id]
+    assert old.output() == "old\n"
+    assert new.sh("echo on") == "on"
 
 
 def test_a_pod_with_init_containers_and_restarts(daemon: Daemon) -> None:

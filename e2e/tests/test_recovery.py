@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -38,13 +39,46 @@ def test_pods_live_on_without_the_daemon_and_are_adopted(durable: Daemon, end: s
     pod.remove()
 
 
-def test_a_container_that_ended_meanwhile_is_known_with_its_exit_code(durable: Daemon) -> None:
+def test_what_ended_without_the_daemon_is_told_as_it_was(durable: Daemon, tmp_path: Path) -> None:
+    """Code, reason, times and output, by each daemon that comes after."""
+    gate = v1_pb2.Mount(container_path="/gate", host_path=str(tmp_path))
+    scripts = {
+        "bad": "echo last words; exit 5",
+        "good": "exit 0",
+        # As when it is told to, by whoever else may: the code of a process that a signal ends.
+        "killed": "sh -c 'kill -9 $$'; exit $?",
+    }
     pod = Pod.run(durable)
-    done = pod.start(SHELL, ["/bin/sh", "-c", "sleep 1; exit 5"])
+    wait = "while [ ! -e /gate/open ]; do sleep 0.1; done;"
+    made = {
+        name: pod.start(SHELL, ["/bin/sh", "-c", f"{wait} {script}"], name=name, mounts=[gate])
+        for name, script in scripts.items()
+    }
+    started = {name: each.status().started_at for name, each in made.items()}
+    records = [durable.state / f"vms/{pod.vm}/containers/{each.id}.json" for each in made.values()]
     durable.kill()
-    time.sleep(2)
+    before = time.time_ns()
+    (tmp_path / "open").touch()
+    until("the shim has recorded it", lambda: all("exited" in each.read_text() for each in records))
+    after = time.time_ns()
     durable.start()
-    assert done.wait().exit_code == 5
+    told = {name: each.status() for name, each in made.items()}
+    codes = {name: (each.exit_code, each.reason) for name, each in told.items()}
+    assert codes == {"bad": (5, "Error"), "good": (0, "Completed"), "killed": (137, "Error")}
+    for name, each in told.items():
+        assert each.state == v1_pb2.CONTAINER_EXITED
+        assert each.started_at == started[name]
+        assert before < each.finished_at < after
+    assert made["bad"].output() == "last words\n"
+    answer = durable.client.pod_status(pod.id)
+    assert {each.id: each for each in answer.containers_statuses} == {
+        each.id: each for each in told.values()
+    }
+    assert answer.timestamp > after
+    durable.kill()
+    durable.start()
+    assert {name: each.status() for name, each in made.items()} == told
+    assert pod.state == v1_pb2.SANDBOX_READY
 
 
 def test_qemu_dies_and_the_pod_is_not_ready_with_a_reason(durable: Daemon) -> None:
