@@ -30,6 +30,7 @@ from cri.streaming.tests.spdy_client import spdy
 from cri.streaming_config import Streaming
 from cri.streams import DaemonStreams, options
 from cri.tests.fakes import FakeShim, World, make_world
+from hostlib import failpoint
 from hostlib.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -138,6 +139,30 @@ async def test_port_forward(node: Node) -> None:
         assert await client.finished(errors) == (
             f"error forwarding port 81 to pod {node.pod}, uid : connection refused".encode()
         )
+
+
+async def test_a_call_to_the_shim_that_fails_is_told_and_leaves_no_descriptor(node: Node) -> None:
+    before = descriptors()
+    failpoint.arm("stream.exec=error;stream.attach=error;stream.forward=error")
+    try:
+        for name, verb, request in (
+            ("exec", exec_, v1.ExecRequest(container_id=node.container, cmd=["x"], stdout=True)),
+            ("attach", attach, v1.AttachRequest(container_id=node.container, stdout=True)),
+        ):
+            async with spdy((await verb.run(node.daemon, request)).url) as client:
+                ids = await client.command("stdout")
+                said = await client.finished(ids["error"])
+                assert f"failpoint stream.{name} fired".encode() in said
+        forward = v1.PortForwardRequest(pod_sandbox_id=node.pod)
+        url = (await port_forward.run(node.daemon, forward)).url
+        async with spdy(url, "portforward.k8s.io") as client:
+            errors = await client.open(streamtype="error", port="80", requestid="0")
+            await client.open(streamtype="data", port="80", requestid="0")
+            assert b"failpoint stream.forward fired" in await client.finished(errors)
+    finally:
+        failpoint.disarm()
+    assert node.shim.execs == {}
+    await until(lambda: descriptors() <= before)
 
 
 async def test_a_client_that_leaves_cuts_no_call_to_the_shim(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -198,6 +199,51 @@ async def test_a_failed_step_leaves_nothing(
     held = await network.attach(one.id, one.netns, ONE)
     await network.detach(one.id, one.netns, ONE, held.opaque)
     assert trace() == before
+
+
+@pytest.mark.parametrize("point", ["network.detach.link", "network.detach.address"])
+async def test_a_detach_that_fails_can_be_repeated(
+    network: BuiltinNetwork, machine: Callable[[str], Machine], point: str
+) -> None:
+    before = trace()
+    one = machine("vm000001")
+    held = await network.attach(one.id, one.netns, ONE, port_mappings=[HostPort("tcp", 80, 8081)])
+    failpoint.arm(f"{point}=1*error")
+    with pytest.raises(failpoint.Injected):
+        await network.detach(one.id, one.netns, ONE, held.opaque)
+    await network.detach(one.id, one.netns, ONE, held.opaque)
+    assert trace() == before
+
+
+@pytest.mark.parametrize(
+    "point", ["network.start", "network.reconcile.links", "network.reconcile.addresses"]
+)
+async def test_a_start_that_fails_can_be_repeated(
+    machine: Callable[[str], Machine], tmp_path: Path, point: str
+) -> None:
+    """By the same daemon or, as here, by the next; what of a lost pod was not cleared is then."""
+    clean = trace()
+    lost = BuiltinNetwork(config(), "abc123", tmp_path / "state")
+    await lost.start()
+    before = trace()
+    one, two = machine("vm000001"), machine("vm000002")
+    await lost.attach(one.id, one.netns, ONE, port_mappings=[HostPort("tcp", 80, 8081)])
+    held = await lost.attach(two.id, two.netns, TWO)
+    kept = trace()
+    failpoint.arm(f"{point}=1*error")
+    for attempt in range(2):
+        network = BuiltinNetwork(config(), "abc123", tmp_path / "state")
+        with pytest.raises(failpoint.Injected) if attempt == 0 else contextlib.nullcontext():
+            await network.start()
+            await network.reconcile({two.id: held.opaque})
+        if attempt == 0:
+            await network.close()
+    assert kept != trace() != before
+    await network.detach(two.id, two.netns, TWO, held.opaque)
+    assert trace() == before
+    await network.close()
+    await lost.close()
+    assert trace() == clean
 
 
 async def test_everything_goes_with_the_last_pod(

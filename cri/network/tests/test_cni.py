@@ -93,6 +93,24 @@ async def test_a_failed_step_leaves_nothing(
     assert not list((tmp_path / "state/cni/cache").iterdir())
 
 
+async def test_a_plugin_that_fails_to_detach_is_asked_again(
+    config: NetworkConfig, host: None, machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    """Every other is asked all the same; the record of the attachment stays until all have."""
+    network = CniNetwork(config, tmp_path / "state")
+    await network.start()
+    one = machine("vm000001")
+    held = await attach(network, one)
+    failpoint.arm("network.detach.plugin=1*error")
+    with pytest.raises(failpoint.Injected):
+        await network.detach(one.id, one.netns, POD, held.opaque)
+    assert list((tmp_path / "state/cni/cache").iterdir())
+    await network.detach(one.id, one.netns, POD, held.opaque)
+    assert "veth" not in trace()[0]
+    assert not list((tmp_path / "state/cni").glob("host-local/podnet/10.77.*"))
+    assert not list((tmp_path / "state/cni/cache").iterdir())
+
+
 async def test_reconcile_frees_a_pod_whose_namespace_is_gone(
     config: NetworkConfig, host: None, machine: Callable[[str], Machine], tmp_path: Path
 ) -> None:
