@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,9 +16,9 @@ from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.volumes import MIB, NoLoopDevices, loop_device
 from hostlib import errors
 
-MIB = 1 << 20
 Disk = tuple[str, Path]
 
 
@@ -28,22 +29,16 @@ def device(host: str, path: str, permissions: str = "rwm") -> v1_pb2.Device:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str, int], Disk]]:
     """A maker of loop devices: the device, and the file behind it."""
-    made: list[str] = []
+    with contextlib.ExitStack() as stack:
 
-    def make(name: str, size: int) -> Disk:
-        file = tmp_path / name
-        with file.open("wb") as target:
-            target.truncate(size)
-        command = ["losetup", "--find", "--show", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"this machine makes no loop devices: {done.stderr.strip()}")
-        made.append(done.stdout.strip())
-        return made[-1], file
+        def make(name: str, size: int) -> Disk:
+            file = tmp_path / name
+            try:
+                return stack.enter_context(loop_device(file, size)), file
+            except NoLoopDevices as error:
+                pytest.skip(f"this machine makes no loop devices: {error}")
 
-    yield make
-    for each in made:
-        subprocess.run(["losetup", "--detach", each], check=True)
+        yield make
 
 
 def test_block_devices_are_disks(daemon: Daemon, disk: Callable[[str, int], Disk]) -> None:
@@ -146,6 +141,12 @@ def test_devices_that_every_kernel_has(daemon: Daemon, tmp_path: Path) -> None:
     )
     assert container.sh("echo x > /dev/nothing; head -c 3 /dev/zeroes | od -An -tx1") == "00 00 00"
     container.sh("exec 3<> /dev/fuse")
+    for name in ("full", "random", "urandom", "tty", "net/tun"):
+        made = pod.start(SHELL, SLEEP, name=name[:3], devices=[device(f"/dev/{name}", "/dev/x")])
+        node = os.stat(f"/dev/{name}").st_rdev
+        numbers = f"{os.major(node):x} {os.minor(node):x}"
+        assert made.sh("stat -c '%F %t %T' /dev/x") == f"character special file {numbers}"
+        made.sh("exec 3< /dev/x" if name != "tty" else "test -c /dev/x")
     file = tmp_path / "file"
     file.touch()
     for wanted, error, words in (

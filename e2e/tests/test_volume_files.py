@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SLEEP, WEBAPP
+from e2e.harness.waiting import until
 
 PROBE = r'''
 import ctypes, errno, fcntl, json, mmap, os, signal, socket, subprocess, sys, threading
@@ -196,6 +199,73 @@ def _():
 print(json.dumps(found), flush=True)
 os._exit(0)
 '''
+
+
+HOLD = """
+import fcntl, signal
+flocked, locked = open("/shared/flock", "w"), open("/shared/lockf", "w")
+fcntl.flock(flocked, fcntl.LOCK_EX)
+fcntl.lockf(locked, fcntl.LOCK_EX)
+open("/shared/held", "w").close()
+signal.pause()
+"""
+
+WATCH = """
+import ctypes, os, select
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init()
+libc.inotify_add_watch(fd, b"/shared", 0x100)
+open("/shared/watching", "w").close()
+# What is made inside is heard, and so is the end of the wait.
+heard = b""
+while b"over" not in heard:
+    heard += os.read(fd, 4096)
+print(b"by-the-host" in heard)
+"""
+
+
+def test_what_the_host_and_a_container_do_not_see_of_each_other(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """Locks of a shared volume; changes by the host that nobody is woken for; and what the host
+    puts into an emptyDir that is the guest's."""
+    shared = tmp_path / "volume"
+    own = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/data"
+    for folder in (shared, own):
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+    container = Pod.run(daemon).start(
+        WEBAPP,
+        ["/usr/bin/python3", "-c", HOLD],
+        mounts=[
+            v1_pb2.Mount(container_path="/shared", host_path=str(shared)),
+            v1_pb2.Mount(container_path="/own", host_path=str(own)),
+        ],
+        linux=v1_pb2.LinuxContainerConfig(
+            security_context=v1_pb2.LinuxContainerSecurityContext(
+                run_as_user=v1_pb2.Int64Value(value=0)
+            )
+        ),
+    )
+    until("the locks are held", (shared / "held").exists)
+    with (shared / "flock").open("r+") as flocked, (shared / "lockf").open("r+") as locked:
+        fcntl.flock(flocked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Nor does the container see these: nobody there waits for the host's programs.
+        again = "import fcntl; fcntl.flock(open('/shared/new', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        with (shared / "new").open("w") as fresh:
+            fcntl.flock(fresh, fcntl.LOCK_EX)
+            done = daemon.client.exec_sync(container.id, ["/usr/bin/python3", "-c", again])
+            assert done.exit_code == 0, done.stderr
+    (own / "late").write_text("of the host")
+    assert container.sh("ls /own") == ""
+    with ThreadPoolExecutor(1) as pool:
+        argv = ["/usr/bin/python3", "-c", WATCH]
+        waiting = pool.submit(daemon.client.exec_sync, container.id, argv, 60)
+        until("it watches", (shared / "watching").exists)
+        (shared / "by-the-host").touch()
+        assert "by-the-host" in container.sh("ls /shared; touch /shared/over")
+        assert waiting.result().stdout == b"False\n"
 
 
 def test_what_files_can_do(daemon: Daemon, tmp_path: Path) -> None:

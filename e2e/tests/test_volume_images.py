@@ -7,6 +7,7 @@ import pytest
 from cri.api import v1_pb2
 from demo import oci
 from e2e.harness.daemon import Daemon
+from e2e.harness.layered import layered
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import Registry
@@ -65,6 +66,24 @@ def test_an_image_is_a_volume(daemon: Daemon, data: str) -> None:
     assert container.sh("cat /data/model/weights") == "high"
     with pytest.raises(errors.NotFound, match="pull"):
         pod.create(SHELL, SLEEP, name="late", mounts=[image("/data", data)])
+
+
+def test_images_that_take_too_many_slots_are_merged(
+    puller: Daemon, registry: Registry, built: dict[str, oci.Image]
+) -> None:
+    """A container that mounts three whole images: those that fit no more, layer by layer."""
+    client = puller.client
+    client.pull_image(SHELL)
+    refs = []
+    for name in "abc":
+        layers = [oci.Layer().file(f"{name}/{n}", f"{name}{n}") for n in range(6)]
+        refs.append(registry.push(layered(built["demo/shell"], layers), f"e2e/volume{name}"))
+        client.pull_image(refs[-1])
+    assert [puller.merged(ref) for ref in refs] == [False] * 3
+    mounts = [image(f"/{name}", ref, name) for name, ref in zip("abc", refs, strict=True)]
+    container = Pod.run(puller).start(SHELL, SLEEP, mounts=mounts)
+    assert container.sh("cat /a/* /b/* /c/*") == "".join(f"{a}{n}" for a in "abc" for n in range(6))
+    assert any(puller.merged(ref) for ref in refs)
 
 
 def test_what_is_not_in_the_image_is_refused(daemon: Daemon, data: str) -> None:

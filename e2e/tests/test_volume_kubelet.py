@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,9 @@ from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SLEEP, WEBAPP
+from e2e.harness.volumes import Published
 from e2e.harness.waiting import until
 from hostlib import errors, linux
-
-
-class Published:
-    """A configMap's folder, written as kubernetes/pkg/volume/util's AtomicWriter does."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._count = 0
-        folder.mkdir(parents=True)
-        folder.chmod(0o777)
-
-    def publish(self, files: Mapping[str, str | bytes], *, mode: int = 0o644, gid: int = 0) -> None:
-        self._count += 1
-        payload = self.folder / f"..2026_01_01_{self._count}"
-        payload.mkdir(mode=0o755)
-        for name, content in files.items():
-            file = payload / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content if isinstance(content, bytes) else content.encode())
-            file.chmod(mode)
-            os.chown(file, 0, gid)
-        data = self.folder / "..data"
-        old = self.folder / os.readlink(data) if data.is_symlink() else None
-        (self.folder / "..data_tmp").symlink_to(payload.name)
-        (self.folder / "..data_tmp").rename(data)
-        names = {name.split("/")[0] for name in files}
-        for name in names:
-            if not (self.folder / name).is_symlink():
-                (self.folder / name).symlink_to(f"..data/{name}")
-        for each in self.folder.iterdir():
-            if not each.name.startswith("..") and each.name not in names:
-                each.unlink()
-        if old is not None:
-            shutil.rmtree(old)
 
 
 def start(pod: Pod, mounts: list[v1_pb2.Mount], name: str = "main") -> Container:

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from cri.api import v1_pb2
+from demo import oci
 from e2e.harness.daemon import Daemon
+from e2e.harness.layered import layered
 from e2e.harness.pods import Pod
 from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.registry import Registry
 from hostlib import linux
 from hostlib.errors import ThawError
 
@@ -125,6 +128,76 @@ def test_files_over_files_of_the_image(daemon: Daemon, tmp_path: Path) -> None:
     container.sh("echo died > /dev/termination-log; echo y > /made/y; stat -c %a /dev/null")
     assert message.read_text() == "died\n"
     assert (tmp_path / "missing/deep/y").exists()
+
+
+def test_mounts_in_mounts(
+    daemon: Daemon, registry: Registry, built: dict[str, oci.Image], tmp_path: Path
+) -> None:
+    """The outer ones first, in whatever order they are asked for, of whatever kind they are."""
+    ref = registry.push(layered(built["demo/shell"], [oci.Layer().file("v/image", "i")]), "e2e/vol")
+    daemon.client.pull_image(ref)
+    outer, inner, own = tmp_path / "outer", tmp_path / "inner", tmp_path / "own"
+    empty = tmp_path / "pods/uid/volumes/kubernetes.io~empty-dir/data"
+    for folder in (outer, inner, own, empty):
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(folder.name)
+    (empty / "name").unlink()
+    container = Pod.run(daemon).start(
+        SHELL,
+        SLEEP,
+        mounts=[
+            mount("/data/in/deep/own", own),
+            mount("/data/in/file", inner / "name", readonly=True),
+            mount("/data/in", inner),
+            v1_pb2.Mount(
+                container_path="/data/image",
+                image=v1_pb2.ImageSpec(image=ref),
+                image_sub_path="v",
+                readonly=True,
+            ),
+            mount("/data/empty", empty),
+            mount("/data", outer),
+            mount("etc/relative", own),
+            mount("/etc/../etc/./dots/", own),
+        ],
+    )
+    look = "cat /data/name /data/in/name /data/in/deep/own/name /data/in/file /data/image/image"
+    assert container.sh(look) == "outerinnerowninneri"
+    assert container.sh("cat /etc/relative/name /etc/dots/name") == "ownown"
+    container.sh("echo 1 > /data/a; echo 2 > /data/in/b; echo 3 > /data/in/deep/own/c")
+    assert "Read-only" in container.sh(written("/data/in/file"))
+    container.sh("echo 4 > /data/empty/d")
+    assert [(outer / "a").exists(), (inner / "b").exists(), (own / "c").exists()] == [True] * 3
+    # Where they lie the outer ones got empty folders and files, as with runc.
+    assert sorted(os.listdir(outer)) == ["a", "empty", "image", "in", "name"]
+    assert sorted(os.listdir(inner)) == ["b", "deep", "file", "name"]
+    assert not os.listdir(empty)
+
+
+def test_sub_paths_as_the_kubelet_binds_them(daemon: Daemon, tmp_path: Path) -> None:
+    """Of a folder and of a file; a bind mount of what was opened, which later renames do not
+    lead elsewhere."""
+    volume = tmp_path / "volume"
+    (volume / "sub").mkdir(parents=True)
+    (volume / "sub/in").write_text("sub")
+    (volume / "file").write_text("file")
+    bound = tmp_path / "pods/uid/volume-subpaths/data/main"
+    (bound / "0").mkdir(parents=True)
+    (bound / "1").touch()
+    with contextlib.ExitStack() as stack:
+        for number, source in (("0", "sub"), ("1", "file")):
+            linux.mount(str(volume / source), str(bound / number), flags=linux.MS_BIND)
+            stack.callback(linux.umount, str(bound / number))
+        container = Pod.run(daemon).start(
+            SHELL, SLEEP, mounts=[mount("/sub", bound / "0"), mount("/etc/issue", bound / "1")]
+        )
+        assert container.sh("cat /sub/in /etc/issue; ls /sub/..").startswith("subfile")
+        (volume / "sub").rename(volume / "moved")
+        (volume / "sub").symlink_to("/etc")
+        container.sh("echo x > /sub/made; echo y > /etc/issue")
+        assert (volume / "moved/made").read_text() == "x\n"
+        assert (volume / "file").read_text() == "y\n"
+        daemon.client.remove_container(container.id)
 
 
 def refused(pod: Pod, **fields: Any) -> ThawError:
