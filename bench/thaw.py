@@ -119,7 +119,7 @@ class Thaw:
         self.daemon.spawn()
 
         def back() -> bool:
-            return self.daemon._answers() and self.ready() and len(self._ready_pods()) == pods
+            return self.daemon.answers() and self.ready() and len(self._ready_pods()) == pods
 
         until(f"thawd is back with {pods} pods", back, 120)
         return (time.perf_counter() - begun) * 1000

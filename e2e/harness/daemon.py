@@ -137,10 +137,11 @@ class Daemon:
         self.spawn()
         if dropping.proxied() and self._proxy is None:
             self._proxy = dropping.Proxy(self.socket, self._listens).start()
-        until("thawd answers", self._answers, timeout)
+        until("thawd answers", self.answers, timeout)
         return self
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it answers yet. AssertionError where it has ended."""
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"thawd ended: {self.log.read_text()[-3000:]}")

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,8 +15,10 @@ import pytest
 from cri.api import v1_pb2
 from e2e.harness import leaks
 from e2e.harness.daemon import Daemon
+from e2e.harness.life import live
 from e2e.harness.pods import Pod
-from e2e.harness.refs import NGINX, SHELL, SLEEP
+from e2e.harness.refs import NGINX, SHELL
+from e2e.harness.volumes import Supplies, supplies
 from e2e.harness.waiting import until
 from hostlib import errors, linux
 
@@ -32,6 +34,8 @@ IN_THE_DAEMON = [
     "container.created",
     "container.start",
     "exec_sync",
+    "sandbox.update",
+    "container.update",
     "container.stop",
     "container.remove",
     "sandbox.stop",
@@ -39,22 +43,45 @@ IN_THE_DAEMON = [
     "network.detach.link",
     "network.detach.address",
     "sandbox.remove",
-    "recover.shim",
-    "recover.sweep",
+    "pool.spawn",
 ]
 IN_THE_SHIM = [
+    "birth.namespaces",
     "birth.tap",
+    "birth.scratch",
     "birth.restore",
+    "vm.start",
+    "vm.incoming",
     "vm.connect",
+    "vm.rehearse",
     "pod.bind",
+    "vm.resume",
     "restore.verify",
+    "restore.vmgenid",
     "restore.reseed",
+    "restore.clock",
     "restore.network",
+    "restore.identity",
+    "restore.generation",
     "restore.ready",
+    "vm.attach",
     "layer.attach",
     "layer.mount",
+    "volume.copy",
+    "volume.make",
+    "disk.attach",
     "pod.stop",
 ]
+AT_THE_START = [
+    "network.start",
+    "recover.shim",
+    "recover.sweep",
+    "network.reconcile.links",
+    "network.reconcile.addresses",
+    "snapshot.bake",
+    "ram.load",
+]
+"""Of the daemon, or of its zygote, which then the daemon's start outlives."""
 IN_A_PULL = ["pull.resolve", "pull.chunk", "layer.rename", "layer.renamed", "store.record"]
 STEPS = [
     "sandbox.bind",
@@ -68,19 +95,16 @@ STEPS = [
 ]
 """Where a part other than the one that waits there dies."""
 
+NOT_RESTORED = "the pool could not restore a VM"
 GENEROUS = 30.0
 """Seconds within which a daemon must be right on the slowest machine; 2 is what it shall take, and
 the summary of the run says what it took."""
 
 
-def life(daemon: Daemon) -> None:
-    """All that happens to a pod."""
-    pod = Pod.run(daemon, "victim", port_mappings=[{"container_port": 80, "host_port": 18231}])
-    container = pod.start(SHELL, SLEEP)
-    container.sh("true")
-    daemon.client.stop_container(container.id)
-    daemon.client.remove_container(container.id)
-    pod.remove()
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supplies]:
+    with supplies(tmp_path_factory.mktemp("stock")) as made:
+        yield made
 
 
 def end(daemon: Daemon) -> None:
@@ -115,29 +139,115 @@ def is_right(daemon: Daemon) -> None:
     Pod.run(daemon).remove()
 
 
+def prepare(daemon: Daemon, point: str, stock: Supplies) -> int:
+    """What some points need; the size of the daemon's log."""
+    if point == "disk.attach" and not stock.devices:
+        pytest.skip("this machine makes no loop devices")
+    if point == "vm.rehearse":
+        # Of VMs that wait alone: one must be there for the pod, so that another is made. A pool in
+        # which some have died takes its time.
+        daemon.kill()
+        daemon.start()
+        until("a VM waits", lambda: sum(each.ready for each in daemon.client.pool().shapes), 60)
+    return daemon.log.stat().st_size
+
+
 @pytest.mark.parametrize("point", [*IN_THE_DAEMON, *IN_THE_SHIM])
 def test_whoever_dies_at_a_step_leaves_a_node_that_works(
+    durable: Daemon, stock: Supplies, point: str, record_property: Callable[[str, object], None]
+) -> None:
+    fired = prepare(durable, point, stock)
+    durable.arm(f"{point}=kill")
+    failed = True
+    with contextlib.suppress(errors.ThawError, AssertionError):
+        live(durable, stock)
+        failed = False
+    if point in IN_THE_SHIM and point != "pod.stop":
+        # Either the pod's own, or one that was born for the next pod.
+        until("a shim died", lambda: failed or NOT_RESTORED in durable.log_text(fired))
+    durable.arm("")
+    end(durable)
+    assert durable.alive() == (point in IN_THE_SHIM)
+    if not durable.alive():
+        assert f"failpoint {point}: kill" in durable.log_text(fired)
+        restart(durable, record_property)
+    is_right(durable)
+
+
+def survivor(daemon: Daemon, point: str) -> Pod | None:
+    """A pod whose daemon has died. RAM is loaded where no VM has it: there the daemon has ended,
+    without pods."""
+    if point == "ram.load":
+        daemon.terminate()
+        return None
+    pod = Pod.run(daemon, "survivor")
+    daemon.kill()
+    return pod
+
+
+@pytest.mark.parametrize("point", AT_THE_START)
+def test_whoever_dies_at_a_start_leaves_pods_as_they_are(
     durable: Daemon, point: str, record_property: Callable[[str, object], None]
 ) -> None:
-    # In the daemon each start passes the points of recovery: there the next but one is right.
-    if point.startswith("recover."):
-        pod = Pod.run(durable, "survivor")
-        durable.kill()
-        durable.arm(f"{point}=kill")
-        durable.spawn()
+    """The next start but one is right."""
+    pod = survivor(durable, point)
+    fired = durable.log.stat().st_size
+    durable.arm(f"{point}=kill")
+    durable.spawn()
+    until("it fires", lambda: f"failpoint {point}: kill" in durable.log_text(fired), GENEROUS)
+    durable.arm("")
+    if point != "ram.load":
         durable.await_end(GENEROUS)
-        durable.arm("")
         restart(durable, record_property)
-        assert pod.state == v1_pb2.SANDBOX_READY
     else:
-        durable.arm(f"{point}=kill")
-        with contextlib.suppress(errors.ThawError, AssertionError):
-            life(durable)
-        durable.arm("")
-        end(durable)
-        assert durable.alive() == (point in IN_THE_SHIM)
-        if not durable.alive():
-            restart(durable, record_property)
+        until("the daemon answers", durable.answers, GENEROUS)
+    assert pod is None or pod.state == v1_pb2.SANDBOX_READY
+    is_right(durable)
+
+
+@pytest.mark.parametrize("point", [*IN_THE_DAEMON, *IN_THE_SHIM, "container.updated"])
+def test_a_step_that_fails_leaves_nothing_in_the_way_of_the_next_try(
+    durable: Daemon, stock: Supplies, point: str
+) -> None:
+    fired, told = prepare(durable, point, stock), [""]
+    durable.arm(f"{point}=1*error(injected by the test)")
+
+    def retried(verb: Callable[[], object]) -> object:
+        # Each process fails once: the daemon, and each shim that is new.
+        for attempt in range(4):
+            if attempt == 2:
+                durable.arm("")
+            # A shim's own log goes with its pod.
+            told.extend(path.read_text() for path in durable.state.glob("vms/*/shim.log"))
+            try:
+                return verb()
+            except errors.ThawError as error:
+                assert "injected by the test" in str(error)
+                told.append(str(error))
+        raise AssertionError(told[-1])
+
+    live(durable, stock, retried)
+    # What a VM is born by fails the next one, which is to wait for a pod.
+    until("it fired", lambda: "injected by the test" in "\n".join([*told, durable.log_text(fired)]))
+    durable.arm("")
+    is_right(durable)
+
+
+@pytest.mark.parametrize("point", AT_THE_START)
+def test_a_start_that_fails_leaves_pods_as_they_are(durable: Daemon, point: str) -> None:
+    """A daemon that ends says why; one that goes on is right in the end."""
+    pod = survivor(durable, point)
+    fired = durable.log.stat().st_size
+    durable.arm(f"{point}=1*error(injected by the test)")
+    durable.spawn()
+    until("it fires", lambda: f"failpoint {point}: error" in durable.log_text(fired), GENEROUS)
+    durable.arm("")
+    until("it ends, or answers", lambda: not durable.alive() or durable.answers(), GENEROUS)
+    if not durable.alive():
+        assert "injected by the test" in durable.log_text(fired)
+        durable.close_client()
+        durable.start()
+    assert pod is None or pod.state == v1_pb2.SANDBOX_READY
     is_right(durable)
 
 
@@ -160,11 +270,13 @@ def pids(daemon: Daemon, part: str) -> list[int]:
         *(("zygote", step) for step in ("sandbox.bind", "container.start", "sandbox.remove")),
     ],
 )
-def test_a_part_that_dies_during_a_step(durable: Daemon, part: str, step: str) -> None:
+def test_a_part_that_dies_during_a_step(
+    durable: Daemon, stock: Supplies, part: str, step: str
+) -> None:
     durable.arm(f"{step}=1*delay(0.5)")
     fired = durable.log.stat().st_size
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(life, durable)
+        done = pool.submit(live, durable, stock)
         until(
             "the step begins",
             lambda: f"failpoint {step}: delay" in durable.log_text(fired) or done.done(),
