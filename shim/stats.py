@@ -8,6 +8,7 @@ is bounded by what the VM's processors can have spent.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ MAX_USEC: Final = MAX // 1000
 MAX_INTERFACES: Final = 64
 MAX_TASKS: Final = 4_194_304
 """The kernel's own limit of process ids."""
+MAX_OPEN_FILES: Final = 2**30
+"""More than the kernel lets a process have, and than an agent counts."""
+MAX_DISKS: Final = 16
 
 _CPU_TIMES: Final = ("usage_usec", "user_usec", "system_usec")
-_CPU_COUNTERS: Final = ("nr_periods", "nr_throttled", "throttled_usec")
+_CPU_COUNTERS: Final = ("nr_periods", "nr_throttled", "throttled_usec", "nr_bursts", "burst_usec")
 _MEMORY_GAUGES: Final = (
-    "current", "peak", "swap",
+    "current", "peak", "swap", "min",
     "anon", "file", "kernel", "file_mapped", "inactive_file", "active_file",
 )  # fmt: skip
 _MEMORY_LIMITS: Final = ("limit", "swap_limit")
@@ -39,6 +43,10 @@ _IO: Final = ("rbytes", "wbytes", "rios", "wios")
 _RESOURCES: Final = ("cpu", "memory", "io")
 _KINDS: Final = ("some", "full")
 _AVERAGES: Final = ("avg10", "avg60", "avg300")
+_DISK: Final = re.compile(r"[0-9]{1,3}:[0-9]{1,7}")
+_DISK_COUNTS: Final = 11
+_UNDER_WAY: Final = 8
+"""Which of a disk's numbers is no counter."""
 _INTERFACE: Final = re.compile(r"[!-.0-~]{1,15}")
 
 
@@ -133,6 +141,14 @@ class _Reading:
     def container(self, said: Wire, name: str) -> Wire:
         upper = said.get("upper")
         found = self.group(said, name)
+        files = said.get("open_files")
+        found["open_files"] = None
+        if isinstance(files, dict):
+            found["open_files"] = {
+                each: min(_number(files.get(each)) or 0, MAX_OPEN_FILES)
+                for each in ("all", "sockets")
+            }
+        found["open_files_limit"] = _number(said.get("open_files_limit"))
         found["upper"] = None
         if isinstance(upper, dict):
             found["upper"] = {
@@ -173,10 +189,28 @@ class _Reading:
             "cpu": times | counts,
             "memory": gauges | limits | faults,
             "io": {each: self._counter(io[each], name, "io", each) for each in _IO if each in io},
+            "disks": self._disks(_object(said, "disks"), name),
+            "huge": self._huge(_object(said, "huge"), name),
             "tasks": min(_number(said.get("tasks")) or 0, MAX_TASKS),
             "tasks_limit": _number(said.get("tasks_limit")),
             "processes": min(_number(said.get("processes")) or 0, MAX_TASKS),
             "pressure": self._pressure(_object(said, "pressure"), name),
+        }
+
+    def _disks(self, said: Wire, name: str) -> dict[str, list[int]]:
+        # The first word is no container's: numbers of disks that are not spoken of are not kept.
+        return {
+            disk: self._numbers(ways, 2, "disk", name, disk)
+            for disk, ways in itertools.islice(said.items(), MAX_DISKS)
+            if _DISK.fullmatch(disk)
+        }
+
+    def _huge(self, said: Wire, name: str) -> Wire:
+        if "current" not in said:
+            return {}
+        return {
+            "current": min(_number(said["current"]) or 0, self._bounds.memory_bytes),
+            "max": self._counter(said.get("max"), name, "huge", "max"),
         }
 
     def _pressure(self, said: Wire, name: str) -> Wire:
@@ -207,15 +241,16 @@ class _Reading:
                 continue
             found[name] = {
                 "name": name,
-                **{way: self._four(each.get(way), name, way) for way in ("received", "sent")},
+                **{
+                    way: self._numbers(each.get(way), 4, "interface", name, way)
+                    for way in ("received", "sent")
+                },
             }
         return list(found.values())
 
-    def _four(self, said: object, *key: str) -> list[int]:
-        numbers = said if isinstance(said, list) and len(said) == 4 else [0] * 4
-        return [
-            self._counter(value, "interface", *key, str(at)) for at, value in enumerate(numbers)
-        ]
+    def _numbers(self, said: object, count: int, *key: str) -> list[int]:
+        numbers = said if isinstance(said, list) and len(said) == count else [0] * count
+        return [self._counter(value, *key, str(at)) for at, value in enumerate(numbers)]
 
     def disk(self, said: object) -> Wire | None:
         if not isinstance(said, dict):
@@ -226,7 +261,15 @@ class _Reading:
             "bytes_free": min(_number(said.get("bytes_free")) or 0, size),
             "inodes": min(_number(said.get("inodes")) or 0, inodes),
             "inodes_free": min(_number(said.get("inodes_free")) or 0, inodes),
+            "io": self._disk_io(said.get("io")),
         }
+
+    def _disk_io(self, said: object) -> list[int] | None:
+        if not isinstance(said, list) or len(said) != _DISK_COUNTS:
+            return None
+        found = self._numbers(said, _DISK_COUNTS, "scratch")
+        found[_UNDER_WAY] = min(_number(said[_UNDER_WAY]) or 0, MAX_TASKS)
+        return found
 
 
 def _object(said: object, name: str) -> Wire:

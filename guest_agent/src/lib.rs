@@ -16,6 +16,7 @@ mod identity;
 mod limits;
 mod netlink;
 mod network;
+mod open_files;
 mod port;
 mod request;
 mod restore;

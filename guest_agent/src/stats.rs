@@ -7,15 +7,20 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, State};
 use crate::container::cgroup::PARENT;
 use crate::container::rootfs::SCRATCH;
+use crate::open_files::{self, OpenFiles};
 use crate::sys;
 
 /// Interfaces beyond these are left out, so that the answer stays small.
 const MAX_INTERFACES: usize = 64;
 /// Control groups of one container whose processes are counted.
 const MAX_GROUPS: usize = 64;
+/// Disks of one control group that are told apart.
+const MAX_DISKS: usize = 16;
+/// Open files that are looked at in one answer, shared evenly by the containers: the event loop waits meanwhile.
+const MAX_OPEN_FILES: usize = 16_384;
 /// Bytes of one file that are read.
 const MAX_FILE: u64 = 256 * 1024;
 
@@ -32,6 +37,10 @@ struct Container {
     #[serde(flatten)]
     group: Group,
     upper: Option<Upper>,
+    /// None where there are too many to count.
+    open_files: Option<OpenFiles>,
+    /// Of its first process; None where there is none.
+    open_files_limit: Option<u64>,
 }
 
 /// What a container's writable layer takes.
@@ -48,6 +57,9 @@ struct Disk {
     bytes_free: u64,
     inodes: u64,
     inodes_free: u64,
+    /// What the kernel counts of the disk below it, in the order of its documentation (block/stat): reads, merged,
+    /// sectors, milliseconds; the same of writes; under way, milliseconds with any, milliseconds of all together.
+    io: Option<[u64; 11]>,
 }
 
 /// One control group. What is absent the kernel does not say; a limit that is absent is none.
@@ -56,6 +68,10 @@ struct Group {
     cpu: BTreeMap<&'static str, u64>,
     memory: BTreeMap<&'static str, u64>,
     io: BTreeMap<&'static str, u64>,
+    /// Bytes read and written by the disk's number, `MAJOR:MINOR`.
+    disks: BTreeMap<String, [u64; 2]>,
+    /// Pages of 2 MB: bytes, and how often there were too few.
+    huge: BTreeMap<&'static str, u64>,
     tasks: Option<u64>,
     tasks_limit: Option<u64>,
     processes: u64,
@@ -79,7 +95,16 @@ struct Interface {
     sent: [u64; 4],
 }
 
-const CPU: [&str; 6] = ["usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec"];
+const CPU: [&str; 8] = [
+    "usage_usec",
+    "user_usec",
+    "system_usec",
+    "nr_periods",
+    "nr_throttled",
+    "throttled_usec",
+    "nr_bursts",
+    "burst_usec",
+];
 const MEMORY: [&str; 8] =
     ["anon", "file", "kernel", "file_mapped", "inactive_file", "active_file", "pgfault", "pgmajfault"];
 const EVENTS: [&str; 2] = ["max", "oom_kill"];
@@ -119,6 +144,23 @@ fn sum_io(text: &str) -> BTreeMap<&'static str, u64> {
     sums
 }
 
+/// Of the first disks. A disk that did nothing may have no line of its own, but stand before the next one's number.
+fn disks(text: &str) -> BTreeMap<String, [u64; 2]> {
+    let mut found: BTreeMap<String, [u64; 2]> = BTreeMap::new();
+    let mut disk = "";
+    for word in text.split_whitespace() {
+        let Some((name, value)) = word.split_once('=') else {
+            disk = word;
+            continue;
+        };
+        let Some(way) = ["rbytes", "wbytes"].iter().position(|each| *each == name) else { continue };
+        if found.len() < MAX_DISKS || found.contains_key(disk) {
+            found.entry(disk.to_owned()).or_default()[way] = value.parse().unwrap_or(0);
+        }
+    }
+    found
+}
+
 /// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same of `full`.
 fn pressure(text: &str) -> BTreeMap<String, Pressure> {
     let mut found = BTreeMap::new();
@@ -141,18 +183,18 @@ fn pressure(text: &str) -> BTreeMap<String, Pressure> {
 }
 
 /// The processes of a group and of those below it.
-fn processes(folder: &Path, groups: &mut usize) -> u64 {
+fn processes(folder: &Path, groups: &mut usize, into: &mut Vec<u32>) {
     if *groups == 0 {
-        return 0;
+        return;
     }
     *groups -= 1;
-    let mut count = read(folder, "cgroup.procs").map_or(0, |text| text.lines().count() as u64);
+    let text = read(folder, "cgroup.procs").unwrap_or_default();
+    into.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
     for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            count += processes(&entry.path(), groups);
+            processes(&entry.path(), groups, into);
         }
     }
-    count
 }
 
 fn group(folder: &Path) -> Group {
@@ -166,13 +208,20 @@ fn group(folder: &Path) -> Group {
         ("limit", "memory.max"),
         ("swap", "memory.swap.current"),
         ("swap_limit", "memory.swap.max"),
+        ("min", "memory.min"),
     ];
     for (name, file) in files {
         if let Some(value) = number(folder, file) {
             found.memory.insert(name, value);
         }
     }
-    found.io = sum_io(&read(folder, "io.stat").unwrap_or_default());
+    let io = read(folder, "io.stat").unwrap_or_default();
+    found.io = sum_io(&io);
+    found.disks = disks(&io);
+    if let Some(bytes) = number(folder, "hugetlb.2MB.current") {
+        found.huge.insert("current", bytes);
+        pick(&read(folder, "hugetlb.2MB.events").unwrap_or_default(), &["max"], &mut found.huge);
+    }
     found.tasks = number(folder, "pids.current");
     found.tasks_limit = number(folder, "pids.max");
     for (name, file) in [("cpu", "cpu.pressure"), ("memory", "memory.pressure"), ("io", "io.pressure")] {
@@ -201,10 +250,23 @@ fn disk() -> Option<Disk> {
         bytes_free: found.f_bavail.saturating_mul(found.f_frsize),
         inodes: found.f_files,
         inodes_free: found.f_ffree,
+        io: disk_io(),
     })
 }
 
+fn disk_io() -> Option<[u64; 11]> {
+    let disk = rustix::fs::stat(SCRATCH).ok()?.st_dev;
+    let folder = format!("/sys/dev/block/{}:{}", rustix::fs::major(disk), rustix::fs::minor(disk));
+    eleven(&read(Path::new(&folder), "stat")?)
+}
+
+fn eleven(text: &str) -> Option<[u64; 11]> {
+    let numbers = text.split_whitespace().map_while(|word| word.parse().ok());
+    numbers.take(11).collect::<Vec<u64>>().try_into().ok()
+}
+
 pub fn collect(agent: &Agent) -> Stats {
+    let proc = Path::new("/proc");
     let scratch = fs::File::open(SCRATCH).ok();
     let usage = |project: u32| {
         let (bytes, inodes) = sys::project_usage(scratch.as_ref()?, project).ok()?;
@@ -214,13 +276,21 @@ pub fn collect(agent: &Agent) -> Stats {
     let mut total = 0;
     for (id, container) in &agent.containers {
         let folder = container.cgroup.path();
-        let mut group = group(folder);
-        group.processes = processes(folder, &mut MAX_GROUPS.clone());
+        let mut pids = Vec::new();
+        processes(folder, &mut MAX_GROUPS.clone(), &mut pids);
+        let group = Group { processes: pids.len() as u64, ..group(folder) };
         total += group.processes;
-        containers.insert(id.clone(), Container { group, upper: usage(container.project) });
+        let running = container.state == State::Running;
+        let told = Container {
+            group,
+            upper: usage(container.project),
+            open_files: open_files::count(proc, &pids, MAX_OPEN_FILES / agent.containers.len()),
+            open_files_limit: running.then(|| open_files::limit(proc, container.pid)).flatten(),
+        };
+        containers.insert(id.clone(), told);
     }
     let pod = Group { processes: total, ..group(Path::new(PARENT)) };
-    let text = read(Path::new("/proc/net"), "dev").unwrap_or_default();
+    let text = read(&proc.join("net"), "dev").unwrap_or_default();
     Stats { pod, containers, interfaces: interfaces(&text), scratch: disk() }
 }
 
@@ -244,6 +314,21 @@ mod tests {
     }
 
     #[test]
+    fn disks_are_told_apart() {
+        let text = "8:0 rbytes=1 wbytes=2 rios=3\n7:0 8:16 rbytes=10 wbytes=x\n8:32 \n";
+        assert_eq!(disks(text), BTreeMap::from([("8:0".to_owned(), [1, 2]), ("8:16".to_owned(), [10, 0])]));
+        let many: String = (0..99).map(|disk| format!("8:{disk} rbytes=1\n")).collect();
+        assert_eq!(disks(&many).len(), MAX_DISKS);
+    }
+
+    #[test]
+    fn a_disk_has_eleven_numbers() {
+        assert_eq!(eleven(" 1 2 3 4 5 6 7 8 9 10 11 12 13\n"), Some([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]));
+        assert_eq!(eleven("1 2 3 x 5 6 7 8 9 10 11"), None);
+        assert_eq!(eleven(""), None);
+    }
+
+    #[test]
     fn pressure_has_both_kinds() {
         let found = pressure("some avg10=1.50 avg60=2.00 avg300=0.00 total=7\nfull avg10=0.00 total=3\nmore x=1\n");
         assert_eq!(found["some"], Pressure { total: 7, avg10: 1.5, avg60: 2.0, avg300: 0.0 });
@@ -254,14 +339,14 @@ mod tests {
     #[test]
     fn wanted_lines_are_picked() {
         let mut found = BTreeMap::new();
-        pick("usage_usec 5\nnr_bursts 1\nuser_usec x\n", &CPU, &mut found);
+        pick("usage_usec 5\nnice_usec 1\nuser_usec x\n", &CPU, &mut found);
         assert_eq!(found, BTreeMap::from([("usage_usec", 5)]));
     }
 
     proptest! {
         #[test]
         fn any_text_is_survived(text in "(?s).{0,300}") {
-            let _ = (interfaces(&text), sum_io(&text), pressure(&text));
+            let _ = (interfaces(&text), sum_io(&text), disks(&text), pressure(&text), eleven(&text));
         }
     }
 }
