@@ -9,88 +9,16 @@ the whole VM.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from cri.api import v1_pb2 as v1
 from cri.index import Container, Pod
-from cri.stats import messages
+from cri.stats import disk_metrics, messages
 from cri.stats.collect import Reading
-from cri.vms import Wire
+from cri.stats.family import Family, Seen, Values, counter, gauge, memory, seconds
 
-LABELS: Final = ("pod", "namespace", "container", "id", "image")
-
-_DEVICE: Final = "scratch"
-"""The disk of all writable layers of a pod; the only one that containers write to."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One container at one time, as the guest tells, and what it asked for."""
-
-    at: int
-    said: Wire
-    written: int
-    scratch: Wire
-    started_at: int
-    asked: v1.LinuxContainerResources
-
-
-Values = Iterable[tuple[tuple[str, ...], int | None]]
-"""The values of a family's own labels, and the metric's; None is left out."""
-
-
-@dataclass(frozen=True)
-class Family:
-    name: str
-    help: str
-    kind: v1.MetricType
-    of: Callable[[Seen], Values]
-    labels: tuple[str, ...] = ()
-
-    def descriptor(self) -> v1.MetricDescriptor:
-        return v1.MetricDescriptor(
-            name=self.name, help=self.help, label_keys=(*LABELS, *self.labels)
-        )
-
-    def metric(self, at: int, who: tuple[str, ...], own: tuple[str, ...], found: int) -> v1.Metric:
-        return v1.Metric(
-            name=self.name,
-            timestamp=at,
-            metric_type=self.kind,
-            label_values=(*who, *own),
-            value=messages.value(found),
-        )
-
-
-def _counter(name: str, text: str, of: Callable[[Seen], int | None]) -> Family:
-    return Family(name, text, v1.COUNTER, lambda seen: [((), of(seen))])
-
-
-def _gauge(name: str, text: str, of: Callable[[Seen], int | None]) -> Family:
-    return Family(name, text, v1.GAUGE, lambda seen: [((), of(seen))])
-
-
-def _seconds(name: str, text: str, key: str) -> Family:
-    return _counter(name, text, lambda seen: seen.said["cpu"].get(key, 0) // 1_000_000)
-
-
-def _memory(name: str, text: str, key: str) -> Family:
-    return _gauge(name, text, lambda seen: seen.said["memory"].get(key, 0))
-
-
-def _disk(name: str, text: str, key: str) -> Family:
-    return Family(
-        name,
-        text,
-        v1.COUNTER,
-        lambda seen: [((_DEVICE,), seen.said["io"].get(key, 0))],
-        ("device",),
-    )
-
-
-def _room(name: str, text: str, of: Callable[[Seen], int | None]) -> Family:
-    return Family(name, text, v1.GAUGE, lambda seen: [((_DEVICE,), of(seen))], ("device",))
+_HUGE_PAGE: Final = "2MB"
+"""The size that cgroups name so; the only one that a guest has."""
 
 
 def _stall(resource: str, kind: str, word: str, text: str) -> Family:
@@ -98,7 +26,7 @@ def _stall(resource: str, kind: str, word: str, text: str) -> Family:
         line = seen.said["pressure"].get(resource, {}).get(kind)
         return None if line is None else line["total"] // 1_000_000
 
-    return _counter(f"container_pressure_{resource}_{word}_seconds_total", text, of)
+    return counter(f"container_pressure_{resource}_{word}_seconds_total", text, of)
 
 
 def _failures(seen: Seen) -> Values:
@@ -109,6 +37,12 @@ def _failures(seen: Seen) -> Values:
             yield (kind, scope), memory.get(kind, 0)
 
 
+def _open_files(seen: Seen, which: str) -> int | None:
+    # A shim that is older than this daemon says nothing of them.
+    found: int | None = (seen.said.get("open_files") or {}).get(which)
+    return found
+
+
 CPU_USAGE: Final = Family(
     "container_cpu_usage_seconds_total",
     "Processor time taken, in full seconds.",
@@ -116,34 +50,34 @@ CPU_USAGE: Final = Family(
     lambda seen: [(("total",), seen.said["cpu"].get("usage_usec", 0) // 1_000_000)],
     ("cpu",),
 )
-MEMORY_USAGE: Final = _memory(
+MEMORY_USAGE: Final = memory(
     "container_memory_usage_bytes",
     "Memory in use, in bytes, files included.",
     "current",
 )
-WORKING_SET: Final = _gauge(
+WORKING_SET: Final = gauge(
     "container_memory_working_set_bytes",
     "Memory in use without files that were not used of late, in bytes.",
     lambda seen: messages.working_set(seen.said["memory"]),
 )
-RSS: Final = _memory("container_memory_rss", "Anonymous memory in bytes.", "anon")
-SWAP: Final = _memory("container_memory_swap", "Swap in use, in bytes.", "swap")
-PROCESSES: Final = _gauge(
+RSS: Final = memory("container_memory_rss", "Anonymous memory in bytes.", "anon")
+SWAP: Final = memory("container_memory_swap", "Swap in use, in bytes.", "swap")
+PROCESSES: Final = gauge(
     "container_processes",
     "Processes in the container.",
     lambda seen: seen.said["processes"],
 )
-THREADS: Final = _gauge(
+THREADS: Final = gauge(
     "container_threads",
     "Threads in the container.",
     lambda seen: seen.said["tasks"],
 )
-LAST_SEEN: Final = _gauge(
+LAST_SEEN: Final = gauge(
     "container_last_seen",
     "When the container was last looked at, in seconds since the epoch.",
     lambda seen: seen.at // 1_000_000_000,
 )
-START_TIME: Final = _gauge(
+START_TIME: Final = gauge(
     "container_start_time_seconds",
     "When the container started, in seconds since the epoch.",
     lambda seen: seen.started_at // 1_000_000_000,
@@ -151,52 +85,62 @@ START_TIME: Final = _gauge(
 
 FAMILIES: Final = (
     CPU_USAGE,
-    _seconds(
+    seconds(
         "container_cpu_user_seconds_total",
         "Processor time taken by programs, in full seconds.",
         "user_usec",
     ),
-    _seconds(
+    seconds(
         "container_cpu_system_seconds_total",
         "Processor time taken by the kernel, in full seconds.",
         "system_usec",
     ),
-    _counter(
+    counter(
         "container_cpu_cfs_periods_total",
         "Periods of the processor quota that have passed.",
         lambda seen: seen.said["cpu"].get("nr_periods", 0),
     ),
-    _counter(
+    counter(
         "container_cpu_cfs_throttled_periods_total",
         "Periods in which the processor quota was used up.",
         lambda seen: seen.said["cpu"].get("nr_throttled", 0),
     ),
-    _seconds(
+    seconds(
         "container_cpu_cfs_throttled_seconds_total",
         "Time without processor for want of quota, in full seconds.",
         "throttled_usec",
+    ),
+    counter(
+        "container_cpu_cfs_burst_periods_total",
+        "Periods in which more was used than the processor quota, from what was left before.",
+        lambda seen: seen.said["cpu"].get("nr_bursts", 0),
+    ),
+    seconds(
+        "container_cpu_cfs_burst_seconds_total",
+        "Processor time taken beyond the quota so, in full seconds.",
+        "burst_usec",
     ),
     MEMORY_USAGE,
     WORKING_SET,
     RSS,
     SWAP,
-    _memory("container_memory_cache", "Memory that caches files, in bytes.", "file"),
-    _memory("container_memory_kernel_usage", "Memory of the kernel's own, in bytes.", "kernel"),
-    _memory("container_memory_mapped_file", "Mapped files in memory, in bytes.", "file_mapped"),
-    _memory(
+    memory("container_memory_cache", "Memory that caches files, in bytes.", "file"),
+    memory("container_memory_kernel_usage", "Memory of the kernel's own, in bytes.", "kernel"),
+    memory("container_memory_mapped_file", "Mapped files in memory, in bytes.", "file_mapped"),
+    memory(
         "container_memory_max_usage_bytes", "The most memory that was in use, in bytes.", "peak"
     ),
-    _memory(
+    memory(
         "container_memory_total_active_file_bytes",
         "Cached files that were used of late, in bytes.",
         "active_file",
     ),
-    _memory(
+    memory(
         "container_memory_total_inactive_file_bytes",
         "Cached files that were not used of late, in bytes.",
         "inactive_file",
     ),
-    _counter(
+    counter(
         "container_memory_failcnt",
         "How often the memory limit was met.",
         lambda seen: seen.said["memory"].get("max", 0),
@@ -208,40 +152,50 @@ FAMILIES: Final = (
         _failures,
         ("failure_type", "scope"),
     ),
-    _counter(
+    counter(
         "container_oom_events_total",
         "Processes killed for want of memory.",
         lambda seen: seen.said["memory"].get("oom_kill", 0),
     ),
     PROCESSES,
     THREADS,
-    _gauge(
+    gauge(
         "container_threads_max",
         "The limit of threads; 0 is none.",
         lambda seen: seen.said["tasks_limit"] or 0,
     ),
-    _disk("container_fs_reads_bytes_total", "Bytes read from the disk.", "rbytes"),
-    _disk("container_fs_writes_bytes_total", "Bytes written to the disk.", "wbytes"),
-    _disk("container_fs_reads_total", "Reads from the disk.", "rios"),
-    _disk("container_fs_writes_total", "Writes to the disk.", "wios"),
-    _room(
-        "container_fs_usage_bytes",
-        "What the writable layer takes, in bytes.",
-        lambda seen: seen.written,
+    gauge(
+        "container_file_descriptors",
+        "Open file descriptors of the container's processes.",
+        lambda seen: _open_files(seen, "all"),
     ),
-    _room(
-        "container_fs_limit_bytes",
-        "What the disk of the writable layers holds, in bytes.",
-        lambda seen: seen.scratch.get("bytes"),
+    gauge(
+        "container_sockets",
+        "Open sockets of the container's processes.",
+        lambda seen: _open_files(seen, "sockets"),
     ),
-    _room(
-        "container_fs_inodes_free",
-        "Inodes that are free on it.",
-        lambda seen: seen.scratch.get("inodes_free"),
+    Family(
+        "container_ulimits_soft",
+        "Soft limits of the container's first process; one that is none is left out.",
+        v1.GAUGE,
+        lambda seen: [(("max_open_files",), seen.said.get("open_files_limit"))],
+        ("ulimit",),
     ),
-    _room(
-        "container_fs_inodes_total", "Inodes that it has.", lambda seen: seen.scratch.get("inodes")
+    Family(
+        "container_hugetlb_usage_bytes",
+        "Huge pages in use, in bytes.",
+        v1.GAUGE,
+        lambda seen: [((_HUGE_PAGE,), seen.said.get("huge", {}).get("current"))],
+        ("pagesize",),
     ),
+    Family(
+        "container_hugetlb_failcnt",
+        "How often the limit of huge pages was met.",
+        v1.COUNTER,
+        lambda seen: [((_HUGE_PAGE,), seen.said.get("huge", {}).get("max"))],
+        ("pagesize",),
+    ),
+    *disk_metrics.FAMILIES,
     *(
         _stall(resource, kind, word, text)
         for resource, noun in (("cpu", "processors"), ("memory", "memory"), ("io", "the disk"))
@@ -252,27 +206,32 @@ FAMILIES: Final = (
     ),
     START_TIME,
     LAST_SEEN,
-    _gauge(
+    gauge(
         "container_spec_cpu_period",
         "The period of the processor quota, in microseconds.",
         lambda seen: seen.asked.cpu_period or None,
     ),
-    _gauge(
+    gauge(
         "container_spec_cpu_quota",
         "The processor quota, in microseconds for a period.",
         lambda seen: max(0, seen.asked.cpu_quota) or None,
     ),
-    _gauge(
+    gauge(
         "container_spec_cpu_shares",
         "The share of processors that others want too.",
         lambda seen: seen.asked.cpu_shares or None,
     ),
-    _gauge(
+    gauge(
         "container_spec_memory_limit_bytes",
         "The memory limit, in bytes; 0 is none.",
         lambda seen: seen.said["memory"].get("limit", 0),
     ),
-    _gauge(
+    gauge(
+        "container_spec_memory_reservation_limit_bytes",
+        "Memory that is not taken from the container for others (memory.min), in bytes.",
+        lambda seen: seen.said["memory"].get("min", 0),
+    ),
+    gauge(
         "container_spec_memory_swap_limit_bytes",
         "The limit of memory and swap together, in bytes; 0 is none.",
         lambda seen: max(0, seen.asked.memory_swap_limit_in_bytes),
@@ -304,7 +263,8 @@ NETWORK: Final = tuple(
 
 
 def descriptors() -> list[v1.MetricDescriptor]:
-    return [each.descriptor() for each in (*FAMILIES, *(family for family, _, _ in NETWORK))]
+    of_pods = (family for family, _, _ in (*disk_metrics.OF_THE_DISK, *NETWORK))
+    return [each.descriptor() for each in (*FAMILIES, *of_pods)]
 
 
 def of_pod(
@@ -360,6 +320,9 @@ def _of_vm(pod: Pod, reading: Reading, who: tuple[str, ...]) -> Iterator[v1.Metr
         return
     yield PROCESSES.metric(at, who, (), reading.guest["pod"]["processes"])
     yield THREADS.metric(at, who, (), reading.guest["pod"]["tasks"])
+    counts = (reading.guest["scratch"] or {}).get("io")
+    if counts is not None:
+        yield from disk_metrics.of_disk(at, who, counts)
     for each in reading.guest["interfaces"]:
         for family, way, number in NETWORK:
             yield family.metric(at, who, (each["name"],), each[way][number])

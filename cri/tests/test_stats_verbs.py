@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from cri.api import v1_pb2 as v1
-from cri.stats import collect, metrics
+from cri.stats import collect
+from cri.stats.family import LABELS
 from cri.tests.test_verbs import Client, client, refused  # noqa: F401
 from hostlib.errors import Unavailable
 
@@ -25,6 +26,8 @@ def group(cpu_usec: int = 2_500_000, **more: Any) -> dict[str, Any]:
             "limit": 16 * MIB, "pgfault": 11, "pgmajfault": 3, "swap": 1,
         },
         "io": {"rbytes": 5, "wbytes": 6, "rios": 1, "wios": 2},
+        "disks": {"8:16": [5, 6]},
+        "huge": {"current": 2 * MIB, "max": 1},
         "tasks": 4,
         "tasks_limit": 100,
         "processes": 3,
@@ -36,6 +39,8 @@ def group(cpu_usec: int = 2_500_000, **more: Any) -> dict[str, Any]:
             for each in ("cpu", "memory", "io")
         },
         "upper": {"bytes": 4096, "inodes": 7},
+        "open_files": {"all": 9, "sockets": 2},
+        "open_files_limit": 1024,
         **more,
     }  # fmt: skip
 
@@ -48,8 +53,11 @@ def say(client: Client, pod: str, *containers: str) -> None:
             {"name": name, "received": [1, 2, 3, 4], "sent": [5, 6, 7, 8]}
             for name in ("eth1", "eth0")
         ],
-        "scratch": {"bytes": 1000, "bytes_free": 500, "inodes": 100, "inodes_free": 50},
-    }
+        "scratch": {
+            "bytes": 1000, "bytes_free": 500, "inodes": 100, "inodes_free": 50,
+            "io": [1, 2, 3, 4000, 5, 6, 7, 8000, 9, 10000, 11000],
+        },
+    }  # fmt: skip
 
 
 async def running(client: Client, name: str = "web") -> tuple[str, str]:
@@ -243,8 +251,8 @@ async def test_metrics_fit_their_descriptors(client: Client) -> None:
     described = (await client.runtime.ListMetricDescriptors(request)).descriptors
     keys = {each.name: list(each.label_keys) for each in described}
     assert len(keys) == len(described)
-    assert all(found[:5] == list(metrics.LABELS) for found in keys.values())
-    assert metrics.LABELS == ("pod", "namespace", "container", "id", "image")
+    assert all(found[:5] == list(LABELS) for found in keys.values())
+    assert LABELS == ("pod", "namespace", "container", "id", "image")
     answer = await client.runtime.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest())
     [found] = answer.pod_metrics
     assert found.pod_sandbox_id == pod
@@ -264,12 +272,46 @@ async def test_metrics_fit_their_descriptors(client: Client) -> None:
     assert values["container_memory_working_set_bytes"].metric_type == v1.GAUGE
     assert values["container_fs_usage_bytes"].value.value == 4096
     assert values["container_pressure_io_stalled_seconds_total"].value.value == 3
+    moved = [each for each in inside.metrics if each.name == "container_blkio_device_usage_total"]
+    assert [(list(each.label_values[5:]), each.value.value) for each in moved] == [
+        (["8:16", "8", "16", "Read"], 5), (["8:16", "8", "16", "Write"], 6),
+    ]  # fmt: skip
+    for name, label, number in (
+        ("container_file_descriptors", None, 9),
+        ("container_sockets", None, 2),
+        ("container_ulimits_soft", "max_open_files", 1024),
+        ("container_hugetlb_usage_bytes", "2MB", 2 * MIB),
+        ("container_hugetlb_failcnt", "2MB", 1),
+    ):
+        assert values[name].value.value == number, name
+        assert list(values[name].label_values[5:]) == ([label] if label else [])
+    disk = {
+        each.name.removeprefix("container_fs_"): (each.value.value, each.metric_type)
+        for each in found.metrics
+        if each.name.startswith("container_fs_")
+    }
+    assert disk == {
+        "reads_merged_total": (2, v1.COUNTER),
+        "sector_reads_total": (3, v1.COUNTER),
+        "read_seconds_total": (4, v1.COUNTER),
+        "writes_merged_total": (6, v1.COUNTER),
+        "sector_writes_total": (7, v1.COUNTER),
+        "write_seconds_total": (8, v1.COUNTER),
+        "io_current": (9, v1.GAUGE),
+        "io_time_seconds_total": (10, v1.COUNTER),
+        "io_time_weighted_seconds_total": (11, v1.COUNTER),
+    }
     network = [
         each for each in found.metrics if each.name == "container_network_receive_bytes_total"
     ]
     assert [list(each.label_values) for each in network] == [
         ["web", "default", "", pod, "", "eth1"], ["web", "default", "", pod, "", "eth0"],
     ]  # fmt: skip
+    # All that is described is told of a container with limits, as critest looks for it.
+    unset = {
+        "container_spec_cpu_period", "container_spec_cpu_quota", "container_spec_cpu_shares"
+    }  # fmt: skip
+    assert {each.name for each in (*found.metrics, *inside.metrics)} >= set(keys) - unset
     streamed = [
         each
         async for message in client.runtime.StreamPodSandboxMetrics(
