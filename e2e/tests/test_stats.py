@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import httpx
 
@@ -19,6 +19,7 @@ from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.waiting import until
 
 MIB = 2**20
+Metrics = dict[str, dict[tuple[str, ...], int]]
 
 
 def stats_of(container: Container) -> v1_pb2.ContainerStats:
@@ -39,6 +40,23 @@ def all_pods(daemon: Daemon) -> dict[str, v1_pb2.LinuxPodSandboxStats]:
         "ListPodSandboxStats", request, v1_pb2.ListPodSandboxStatsResponse
     )
     return {each.attributes.id: each.linux for each in found.stats}
+
+
+def metrics_of(pod: Pod) -> tuple[Metrics, Metrics]:
+    """Of the pod's only container and of the pod itself, by name and the values of own labels."""
+    request = v1_pb2.ListPodSandboxMetricsRequest()
+    client = pod.daemon.client
+    answer = client.runtime("ListPodSandboxMetrics", request, v1_pb2.ListPodSandboxMetricsResponse)
+    [found] = [each for each in answer.pod_metrics if each.pod_sandbox_id == pod.id]
+    [inside] = found.container_metrics
+    return by_name(inside.metrics), by_name(found.metrics)
+
+
+def by_name(metrics: Iterable[v1_pb2.Metric]) -> Metrics:
+    found: Metrics = {}
+    for each in metrics:
+        found.setdefault(each.name, {})[tuple(each.label_values[5:])] = each.value.value
+    return found
 
 
 def limited(mib: int) -> v1_pb2.LinuxContainerConfig:
@@ -173,6 +191,7 @@ def test_a_pod_whose_guest_is_silent_holds_up_no_other(own: Daemon) -> None:
 
 def test_crictl_shows_stats_and_metrics(daemon: Daemon) -> None:
     crictl = Crictl(daemon)
+    begun = time.time_ns()
     pod = Pod.run(daemon, "shown")
     box = pod.start(SHELL, SLEEP)
     stats = crictl.json("stats", "--id", box.id)["stats"]
@@ -184,44 +203,47 @@ def test_crictl_shows_stats_and_metrics(daemon: Daemon) -> None:
     assert [each["attributes"]["metadata"]["name"] for each in found] == ["shown"]
     assert found[0]["linux"]["network"]["defaultInterface"]["name"] == "eth0"
     described = json.loads(crictl.out("metricdescs"))["descriptors"]
+    assert all(each["help"].endswith(".") for each in described)
     keys = {each["name"]: each["labelKeys"] for each in described}
     assert keys["container_memory_rss"] == ["pod", "namespace", "container", "id", "image"]
     [metrics] = json.loads(crictl.out("metricsp"))["podMetrics"]
     assert metrics["podSandboxId"] == pod.id
     [inside] = metrics["containerMetrics"]
+    assert inside["containerId"] == box.id
     values = {each["name"]: each for each in inside["metrics"]}
     usage = values["container_memory_working_set_bytes"]
     assert usage["labelValues"] == ["shown", "e2e", "main", box.id, SHELL]
     assert int(usage["value"]["value"]) > 0
+    assert usage["metricType"] == "GAUGE"
     for each in (*metrics["metrics"], *inside["metrics"]):
         assert len(each["labelValues"]) == len(keys[each["name"]]), each
+        assert begun < int(each["timestamp"]) < time.time_ns()
+    whole = {each["name"]: each for each in metrics["metrics"]}["container_memory_usage_bytes"]
+    assert whole["labelValues"] == ["shown", "e2e", "", pod.id, ""]
+    assert int(whole["value"]["value"]) > int(usage["value"]["value"])
 
 
-def test_streams_have_what_the_lists_have(daemon: Daemon) -> None:
-    pods = [Pod.run(daemon) for _ in range(2)]
-    boxes = [pod.start(SHELL, SLEEP, name=f"c{number}") for pod in pods for number in range(2)]
-
-    def streamed(name: str, field: str) -> list[object]:
-        request = getattr(v1_pb2, f"{name}Request")()
-        answer = getattr(v1_pb2, f"{name}Response")
-        service = "ImageService" if name == "StreamImages" else "RuntimeService"
-        messages = daemon.client.stream(f"runtime.v1.{service}/{name}", request, answer)
-        return [item for message in messages for item in getattr(message, field)]
-
-    def ids(found: list[object]) -> list[str]:
-        return [getattr(each, "id", "") for each in found]
-
-    containers = streamed("StreamContainers", "containers")
-    assert ids(containers) == [each.id for each in boxes]
-    assert ids(streamed("StreamPodSandboxes", "pod_sandboxes")) == [each.id for each in pods]
-    images = ids(streamed("StreamImages", "images"))
-    assert sorted(images) == sorted(each.id for each in daemon.client.images())
-    stats = [v.attributes for v in streamed("StreamContainerStats", "container_stats")]  # type: ignore[attr-defined]
-    assert sorted(ids(list(stats))) == sorted(each.id for each in boxes)
-    stats = [v.attributes for v in streamed("StreamPodSandboxStats", "pod_sandbox_stats")]  # type: ignore[attr-defined]
-    assert ids(list(stats)) == [each.id for each in pods]
-    found = streamed("StreamPodSandboxMetrics", "pod_sandbox_metrics")
-    assert [getattr(each, "pod_sandbox_id", "") for each in found] == [each.id for each in pods]
+def test_metrics_of_files_and_disks_are_what_the_guest_says(daemon: Daemon) -> None:
+    pod = Pod.run(daemon)
+    box = pod.start(SHELL, SLEEP)
+    box.sh("dd if=/dev/zero of=/big bs=1M count=4 && sync")
+    before, of_pod = metrics_of(pod)
+    files = [("container_file_descriptors", int(box.sh("ls /proc/1/fd | wc -l")))]
+    limit = box.sh("grep 'Max open files' /proc/1/limits").split()[3]
+    files += [("container_ulimits_soft", int(limit)), ("container_sockets", 0)]
+    for name, number in files:
+        assert list(before[name].values()) == [number], name
+    assert list(before["container_ulimits_soft"]) == [("max_open_files",)]
+    assert before["container_hugetlb_usage_bytes"] == {("2MB",): 0}
+    written = before["container_fs_writes_bytes_total"][("scratch",)]
+    assert written >= 4 * MIB
+    by_disk = before["container_blkio_device_usage_total"]
+    assert sum(number for labels, number in by_disk.items() if labels[-1] == "Write") == written
+    assert of_pod["container_fs_sector_writes_total"][("scratch",)] * 512 >= written
+    box.sh("nc -l -p 9000 >/dev/null 2>&1 & echo")
+    after, _ = metrics_of(pod)
+    assert after["container_sockets"] == {(): 1}
+    assert after["container_file_descriptors"][()] > before["container_file_descriptors"][()]
 
 
 def test_prometheus_reads_the_daemons_own_metrics(make_daemon: Callable[..., Daemon]) -> None:
