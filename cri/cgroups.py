@@ -33,6 +33,13 @@ TCG_VCPU_MIB: Final = 32
 """What the group of an emulated VM gets besides, and for each vCPU: the buffer of QEMU's translated
 code, which is filled in time (`vmm.qemu.argv`)."""
 
+GROWTH_PART: Final = 48
+"""A VM takes one in so many MiB of what it has grown by: the guest notes 64 bytes of each page, in
+pages of its own that it writes all at once, and the host keeps tables of them."""
+
+REGION_PART: Final = 8192
+"""And one in so many of what it could grow by: QEMU notes three bits of each page."""
+
 WORKER_CPUS: Final = 0.5
 """Processors that a pod's group gets beyond what its pod asks for: shim, QEMU's own threads, the
 guest's kernel. The containers' own quota is kept by the guest."""
@@ -49,6 +56,12 @@ _PREFIX: Final = "thaw-"
 def worker_mib(vcpus: int, *, emulated: bool) -> int:
     """The memory that a VM takes beyond its containers'."""
     return WORKER_MIB + (TCG_MIB + TCG_VCPU_MIB * vcpus if emulated else 0)
+
+
+def growth_mib(grown: int, region: int) -> int:
+    """The memory that a VM takes besides, once it has `grown` by so many MiB of the `region` that
+    it can grow by; 0 for one that has not grown."""
+    return 1 + grown // GROWTH_PART + region // REGION_PART if grown > 0 else 0
 
 
 def limits(cpus: float, mib: int, *, worker_mib: int) -> Limits:

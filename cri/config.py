@@ -79,6 +79,17 @@ class Vm:
         "Whether a VM lives one container's life before it waits in the pool: it costs half a\n"
         "second of one core and, under TCG, 20 MB; pods start several times faster.",
     )
+    max_memory_mib: int = setting(
+        0,
+        "A pod's VM grows to this much memory at most while it runs, when the limits of its\n"
+        "containers are raised. 0 is the machine's memory. Shapes may be larger.",
+        minimum=0,
+    )
+    max_cpus: int = setting(
+        0,
+        "A pod's VM grows to so many vCPUs at most. 0 is the machine's processors.",
+        minimum=0,
+    )
     slots: int = setting(
         12,
         "How many image layers can be mounted in one pod. An image whose layers are merged needs\n"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cri import cgroups, processes
+from cri import cgroups, growth, processes
 from cri.api import v1_pb2 as v1
 from cri.config import Config
 from cri.events import Events
@@ -21,6 +21,7 @@ from cri.network.api import TAP, PodIdentity, PodNetwork
 from cri.pool import Pool
 from cri.pool_size import limits
 from cri.pressure import Memory
+from cri.shapes import Size
 from cri.shims import shape_wire
 from cri.snapshots import Snapshots
 from cri.stats.collect import Collector
@@ -76,9 +77,10 @@ class Daemon:
     def __post_init__(self) -> None:
         self.collector = Collector(self.index)
         self.cgroups = cgroups.Cgroups(self.config.instance)
+        self.node = Size(os.cpu_count() or 1, _memory_mib())
         self.pool = Pool(
             self.config.guest.default_shape,
-            limits(self.config.pool, os.cpu_count() or 1, _memory_mib()),
+            limits(self.config.pool, self.node.vcpus, self.node.memory_mib),
             refill=self.refill,
             spawn=self.spawn,
             kill=self.kill,
@@ -158,10 +160,7 @@ class Daemon:
                 config = self.shim_config(vm_id, shape, snapshot.path, waits)
                 vm.shim = await self.zygote.spawn(vm_id, vm.folder, config, snapshot.ram)
                 await self.network.prepare(vm_id, vm.netns)
-            found = await vm.shim.describe()
-            vm.shim_pid = int(found.get("pid", 0))
-            vm.shim_start_time = int(found.get("start_time", 0))
-            vm.qemu_pid = int(found.get("qemu_pid", 0))
+            vm.described(await vm.shim.describe())
         except TimeoutError as error:
             await self._undo(vm)
             raise Unavailable(
@@ -298,6 +297,8 @@ class Daemon:
             with contextlib.suppress(InvalidArgument):
                 record = records.from_dict(ContainerRecord, event.get("container"))
                 self.index.update_container(record)
+        elif name == "pod.resized":
+            growth.heard(self, pod, event.get("size"))
         elif name == "pod.stopped":
             at = int(event.get("exited_at") or time.time_ns())
             reason = str(event.get("reason") or "")

@@ -49,8 +49,10 @@ class Pod:
     record: PodRecord
     vm: Vm
     changing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
-    """Held while what it asks for is changed; `updating` while its bounds are."""
+    """Held while what it asks for is changed; `updating` while its bounds are, `sizing` while its
+    VM's size is."""
     updating: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    sizing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     shown: tuple[PodRecord, Any] | None = field(default=None, compare=False)
     """See `shown`."""
     rate: Rate = field(default_factory=Rate, compare=False)

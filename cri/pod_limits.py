@@ -13,17 +13,11 @@ from typing import Final
 
 from cri import cgroups, shapes
 from cri.api import v1_pb2 as v1
-from cri.config import shape_size
 from hostlib.cgroup import Above, Limits
-from hostlib.errors import FailedPrecondition, ResourceExhausted
+from hostlib.errors import FailedPrecondition
 
 LEAST_MIB: Final = 32
 """What a guest's containers get together where the group leaves them less."""
-
-_LARGER_VM: Final = (
-    "a VM keeps its size: let the sandbox's own resources ask for it (the sum of the pod's"
-    " containers, which the kubelet gives), or make guest.default_shape larger"
-)
 
 
 @dataclass(frozen=True)
@@ -40,18 +34,30 @@ def of(
     *,
     above: Above,
     worker_mib: int,
+    grown_mib: int = 0,
 ) -> Bounds:
     """The bounds of a pod with these containers; `above` are the limits of the groups that its
-    own is in."""
-    memory = _sum(config, containers, _memory)
+    own is in, `grown_mib` the whole memory of a VM that has grown, else 0."""
+    memory = pod_memory(config, containers)
     # Version 1 lets no group have less than one in it.
     cpus = 0.0 if above.cpu else _sum(config, containers, shapes.quota)
-    group = cgroups.limits(cpus, -(-int(memory) // cgroups.MIB), worker_mib=worker_mib)
-    walls = [each for each in (group.memory, above.memory) if each is not None]
+    # A guest that means harm can use all that its VM could grow by: a VM that has grown is bounded
+    # by what it has, as others are by their shape.
+    mib = -(-memory // cgroups.MIB) or grown_mib
+    group = cgroups.limits(cpus, mib, worker_mib=worker_mib)
+    own = group.memory if memory else None
+    walls = [each for each in (own, above.memory) if each is not None]
     guest = 0
     if walls:
         guest = max(min(walls) - worker_mib * cgroups.MIB, LEAST_MIB * cgroups.MIB)
     return Bounds(group, guest)
+
+
+def pod_memory(
+    config: v1.PodSandboxConfig, containers: Sequence[v1.LinuxContainerResources]
+) -> int:
+    """The bytes to which the pod as a whole is limited, its overhead among them; 0 for no limit."""
+    return int(_sum(config, containers, _memory))
 
 
 def _sum(
@@ -77,36 +83,6 @@ def _memory(resources: v1.LinuxContainerResources) -> float:
     limit = max(0, resources.memory_limit_in_bytes)
     # Counted to no memory limit in the guest, and memory of the host all the same.
     return limit + sum(each.limit for each in resources.hugepage_limits) if limit else 0
-
-
-def check_fits(wanted: v1.LinuxContainerResources, shape: str) -> None:
-    """Refuse limits that a VM of this shape cannot give. Raises `ResourceExhausted`."""
-    vcpus, mib = shape_size(shape)
-    cpus, bytes_wanted = shapes.quota(wanted), max(0, wanted.memory_limit_in_bytes)
-    bytes_wanted += sum(each.limit for each in wanted.hugepage_limits)
-    if cpus > vcpus:
-        raise ResourceExhausted(
-            f"{cpus:g} CPUs are more than the pod's VM has ({vcpus})", hint=_LARGER_VM
-        )
-    mib -= shapes.guest_mib(mib)
-    if bytes_wanted > mib * cgroups.MIB:
-        raise ResourceExhausted(
-            f"{-(-bytes_wanted // cgroups.MIB)} MiB are more than the pod's VM has for containers"
-            f" ({mib})",
-            hint=_LARGER_VM,
-        )
-
-
-def check_pod_fits(config: v1.PodSandboxConfig, shape: str) -> None:
-    """Refuse a pod that a VM of this shape cannot hold. Raises `ResourceExhausted`."""
-    cpus, mib = shapes.wanted(config)
-    vcpus, memory = shape_size(shape)
-    room = memory - shapes.guest_mib(memory)
-    if cpus > vcpus or mib > room:
-        raise ResourceExhausted(
-            f"{cpus:g} CPUs and {mib} MiB are more than the pod's VM has ({vcpus} and {room})",
-            hint="a VM keeps its size: start the pod anew, with these resources",
-        )
 
 
 def check_shrink(before: int, after: int, held: int, worker_mib: int) -> None:

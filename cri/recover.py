@@ -23,10 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cri import processes, settle
+from cri import growth, processes, settle
 from cri.daemon import Daemon, remove_leftovers
 from cri.index import Container, Pod
-from cri.service.container_create import pod_config
 from cri.shims import shape_text
 from cri.vms import Shim, Vm, Wire
 from hostlib import failpoint, ids
@@ -175,9 +174,7 @@ async def _ask(daemon: Daemon, vm: Vm, on_disk: VMFolder) -> Wire:
             await shim.close()
             raise
     vm.shim = shim
-    vm.shim_pid = int(described.get("pid") or vm.shim_pid)
-    vm.shim_start_time = int(described.get("start_time") or vm.shim_start_time)
-    vm.qemu_pid = int(described.get("qemu_pid") or 0)
+    vm.described(described)
     vm.key = str(described.get("snapshot_key") or vm.key)
     return described
 
@@ -187,8 +184,10 @@ def _adopt(daemon: Daemon, vm: Vm, described: Wire) -> None:
     for each in described.get("containers", ()):
         daemon.index.containers.add(Container(records.from_dict(ContainerRecord, each)))
     daemon.add_pod(pod)
-    settle.enter(daemon, vm, pod_config(pod), settle.of_pod(daemon, pod))
+    settle.enter(daemon, vm, settle.config_of(pod), settle.of_pod(daemon, pod))
     settle.begin(daemon, pod)
+    # A former daemon may have ended between the two steps of an update.
+    growth.begin(daemon, pod, settle.config_of(pod))
 
 
 async def _offer_ram(daemon: Daemon, vm: Vm) -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
 
-from cri import cgroups, cpusets, pod_limits
+from cri import cgroups, cpusets, pod_limits, sizes
 from cri.api import v1_pb2 as v1
-from cri.config import shape_size
 from cri.pod_limits import Bounds
 from cri.vms import Vm
 from hostlib.cgroup import NO_LIMIT, Above, Limits
@@ -40,6 +39,13 @@ def resources_of(record: ContainerRecord) -> Resources:
     return found
 
 
+def config_of(pod: Pod) -> v1.PodSandboxConfig:
+    """The sandbox's config, from its record."""
+    config = v1.PodSandboxConfig()
+    json_format.ParseDict(pod.record.config, config, ignore_unknown_fields=True)
+    return config
+
+
 def of_pod(daemon: Daemon, pod: Pod, but: Mapping[str, Resources] = {}) -> dict[str, Resources]:
     """The resources of the pod's containers that have not ended, by id; `but` for those it names,
     which need not be there yet."""
@@ -55,14 +61,22 @@ def worker_mib(daemon: Daemon, vm: Vm) -> int:
     """The memory that the VM takes beyond its containers'."""
     snapshot = daemon.snapshots.ready(vm.shape)
     emulated = snapshot is None or snapshot.accelerator != "kvm"
-    return cgroups.worker_mib(shape_size(vm.shape)[0], emulated=emulated)
+    grown = vm.goal.memory_mib - vm.base.memory_mib
+    return cgroups.worker_mib(vm.base.vcpus, emulated=emulated) + cgroups.growth_mib(
+        grown, sizes.region_mib(daemon, vm)
+    )
 
 
 def bounds(
     daemon: Daemon, vm: Vm, config: v1.PodSandboxConfig, found: Mapping[str, Resources]
 ) -> Bounds:
+    goal = vm.goal
     return pod_limits.of(
-        config, list(found.values()), above=vm.above, worker_mib=worker_mib(daemon, vm)
+        config,
+        list(found.values()),
+        above=vm.above,
+        worker_mib=worker_mib(daemon, vm),
+        grown_mib=0 if goal.memory_mib == vm.base.memory_mib else goal.memory_mib,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from cri.api import v1_pb2 as v1
 from cri.config import shape_size
@@ -18,6 +19,40 @@ def guest_mib(memory: int) -> int:
     """What the guest's kernel and agent take of a VM's memory, in MiB: themselves, what the kernel
     notes of each page, and what it keeps free."""
     return _GUEST_MIB + memory // _PAGES_OF_PAGES + min(_RESERVE_MIB, memory // 32)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a VM has, or can have: vCPUs, and memory in MiB."""
+
+    vcpus: int
+    memory_mib: int
+
+    @classmethod
+    def of(cls, shape: str) -> Size:
+        return cls(*shape_size(shape))
+
+    @classmethod
+    def from_wire(cls, wire: Any, default: Size) -> Size:
+        """What a shim says of its VM; `default` where it says nothing, as older ones do."""
+        if not isinstance(wire, Mapping) or not wire:
+            return default
+        return cls(int(wire["vcpus"]), int(wire["memory_mib"]))
+
+    @property
+    def room(self) -> int:
+        """The MiB that are left for containers."""
+        return self.memory_mib - guest_mib(self.memory_mib)
+
+    def join(self, other: Size) -> Size:
+        """The least that holds both."""
+        return Size(max(self.vcpus, other.vcpus), max(self.memory_mib, other.memory_mib))
+
+    def within(self, other: Size) -> bool:
+        return self.join(other) == other
+
+    def __str__(self) -> str:
+        return f"{self.vcpus}x{self.memory_mib}"
 
 
 SHARES: Final = 1024

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from cri.config import Config, shape_size
+from cri.shapes import Size
 from cri.sources import Sources
 from cri.vms import ExecResult, Wire
 from hostlib.errors import Internal
@@ -19,6 +21,9 @@ Event = Callable[[str, Wire], None]
 
 # Beyond a call's own time-out: what the shim needs to answer.
 SLACK: Final = 15.0
+
+RESIZE_TIMEOUT: Final = 600.0
+"""Seconds; the shim gives its guest two minutes for each of a few steps."""
 
 STATS_TIMEOUT: Final = 3.0
 """Seconds; the shim gives its guest two."""
@@ -63,6 +68,13 @@ class RemoteShim:
 
     async def pod_limit(self, memory: int) -> None:
         await self._call("pod.limit", {"memory": memory})
+
+    async def pod_resize(self, wanted: Size, region_mib: int) -> Size:
+        """Make the VM larger, or smaller again; what it is then. Raises `ResourceExhausted` when
+        its guest does not take it."""
+        params = {**asdict(wanted), "region_mib": region_mib}
+        answer = await self._call("pod.resize", params, timeout=RESIZE_TIMEOUT)
+        return Size.from_wire(answer.result, wanted)
 
     async def pod_stop(self) -> None:
         await self._call("pod.stop")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cri.pod_limits import Bounds
+from cri.shapes import Size
 from cri.sources import Sources
 from hostlib.cgroup import Above
 from shim.records import ContainerRecord, PodRecord, ShimConfig
@@ -42,6 +43,7 @@ class Shim(Protocol):
     async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire: ...
     async def pod_update(self, config: Wire) -> None: ...
     async def pod_limit(self, memory: int) -> None: ...
+    async def pod_resize(self, wanted: Size, region_mib: int) -> Size: ...
     async def pod_stop(self) -> None: ...
     async def container_create(
         self,
@@ -132,3 +134,40 @@ class Vm:
     bounds: Bounds = field(default_factory=Bounds)
     entering: asyncio.Task[None] | None = None
     """The move into that cgroup, which must be over before the group is removed."""
+    grown: Size | None = None
+    """What it has become, None while it is as its shape says."""
+    limit: Size | None = None
+    """What it can become, None for its shape: one that an older shim restored."""
+    claims: list[Size] = field(default_factory=list)
+    """What calls under way need of it."""
+
+    @property
+    def base(self) -> Size:
+        """What it was restored as."""
+        return Size.of(self.shape)
+
+    @property
+    def size(self) -> Size:
+        """What it has."""
+        return self.grown or self.base
+
+    @property
+    def most(self) -> Size:
+        """What it can become, as far as its machine is concerned."""
+        return self.limit or self.base
+
+    @property
+    def goal(self) -> Size:
+        """What it has, or is about to."""
+        found = self.size
+        for each in self.claims:
+            found = found.join(each)
+        return found
+
+    def described(self, wire: Wire) -> None:
+        """Take over what its shim says of it."""
+        self.shim_pid = int(wire.get("pid") or self.shim_pid)
+        self.shim_start_time = int(wire.get("start_time") or self.shim_start_time)
+        self.qemu_pid = int(wire.get("qemu_pid") or 0)
+        self.grown = Size.from_wire(wire.get("size"), self.base)
+        self.limit = Size.from_wire(wire.get("most"), self.base)

@@ -30,3 +30,11 @@ def seconds(params: Wire) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise InvalidArgument(f"bad time-out {value!r}")
     return float(value)
+
+
+def positive(params: Wire, name: str) -> int:
+    """The member of that name, a number above 0. Raises `InvalidArgument`."""
+    value = params.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InvalidArgument(f"bad {name} {value!r}")
+    return value

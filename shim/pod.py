@@ -38,8 +38,10 @@ from shim.relay import Hangups
 from shim.stats import Asker, Bounds, GuestStats
 from shim.volumes import Volumes
 from vmm import restore
+from vmm.growth import Growth
 from vmm.microvm import MicroVM
 from vmm.qemu import argv
+from vmm.shape import MachineShape
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Pod:
         self.layers = Layers(slots)
         self.volumes = Volumes()
         self.disks = Disks(self.layers, argv.FREE_RW_SLOTS)
+        self.growth = Growth(vm, MachineShape(**vm_record.shape))
         self.stopped = False
         self.reason = ""
         self._folder = folder
@@ -248,6 +251,20 @@ class Pod:
         records.write(self._folder, record)
         self.record = record
 
+    async def resize(self, wanted: MachineShape, region_mib: int) -> MachineShape:
+        """Make the VM larger, or smaller again; what it is then. Raises what `Growth` does."""
+        self.require_running()
+        try:
+            return await self.growth.resize(wanted, region_mib)
+        finally:
+            size = dataclasses.asdict(self.growth.size)
+            if size != (self.vm_record.size or self.vm_record.shape) and not self._ending:
+                self._save_vm(size=size)
+                # For a daemon that came while a former one's request was carried out.
+                self._tell({"event": "pod.resized", "size": size})
+            if self._usage is not None:
+                self._usage.widen(self._bounds())
+
     # -- containers ------------------------------------------------------------------------
 
     def require_running(self) -> PodRecord:
@@ -315,13 +332,12 @@ class Pod:
         return self._usage.take(answer, self.containers, time.time_ns() - record.created_at)
 
     def _bounds(self) -> Bounds:
-        shape = self.vm_record.shape
+        size = self.growth.size
         try:
             disk = os.stat(self.vm_record.scratch).st_size
         except OSError:
             disk = 0
-        memory = int(shape.get("memory_mib", 0)) << 20
-        return Bounds(int(shape.get("vcpus", 1)), memory, disk)
+        return Bounds(size.vcpus, size.memory_bytes, disk)
 
     def running(self, container_id: object) -> Container:
         """The container of that id. Raises `NotFound`, `FailedPrecondition` unless it runs."""

@@ -32,6 +32,7 @@ from shim.records import ContainerRecord, PodRecord, ShimConfig, VMRecord
 from shim.server import Answer, Server
 from vmm import accel, bake, restore, snapshot, tap
 from vmm.microvm import MicroVM
+from vmm.shape import MachineShape
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Shim:
                 "container.update": self._update,
                 "container.reopen_log": self._reopen_log,
                 "pod.limit": self._pod_limit,
+                "pod.resize": self._pod_resize,
                 "pod.update": self._pod_update,
                 "container.stats": self._stats,
                 "pod.stats": self._pod_stats,
@@ -234,6 +236,8 @@ class Shim:
                 "start_time": vm.shim_start_time,
                 "qemu_pid": vm.qemu_pid,
                 "snapshot_key": vm.snapshot_key,
+                "size": vm.size or vm.shape,
+                "most": dataclasses.asdict(MachineShape(**vm.shape).most),
                 "state": vm.state,
                 "pod": records.to_dict(bound) if bound else None,
                 "containers": [records.to_dict(one.record) for one in containers],
@@ -302,6 +306,14 @@ class Shim:
             raise InvalidArgument(f"bad limit {memory!r}")
         await pod.vm.agent.request("pod.limit", {"memory": memory})
         return Answer()
+
+    async def _pod_resize(self, params: Wire, _message: Message) -> Answer:
+        pod = self._require()
+        vcpus, memory, region = (
+            read.positive(params, name) for name in ("vcpus", "memory_mib", "region_mib")
+        )
+        size = await pod.resize(MachineShape(vcpus, memory), region)
+        return Answer(dataclasses.asdict(size))
 
     async def _pod_update(self, params: Wire, _message: Message) -> Answer:
         pod = self._require()

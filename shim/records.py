@@ -62,13 +62,17 @@ class ShimConfig:
 
 @dataclass(frozen=True)
 class VMRecord:
-    """A microVM and the processes that hold it; a pid and a start time name a process for good."""
+    """A microVM and the processes that hold it; a pid and a start time name a process for good.
+
+    ``shape`` is what it was restored as, ``size`` what it has become since, {} before it changes.
+    """
 
     id: str
     shim_pid: int
     shim_start_time: int
     snapshot_key: str = ""
     shape: Wire = field(default_factory=dict)
+    size: Wire = field(default_factory=dict)
     qemu_pid: int = 0
     qemu_start_time: int = 0
     netns: str = ""

@@ -66,6 +66,15 @@ class GuestStats:
         self._bounds = bounds
         self._last: dict[tuple[str, ...], int] = {}
 
+    def widen(self, bounds: Bounds) -> None:
+        """The VM's size has changed. What it had once it may have used since."""
+        before = self._bounds
+        self._bounds = Bounds(
+            max(before.vcpus, bounds.vcpus),
+            max(before.memory_bytes, bounds.memory_bytes),
+            bounds.disk_bytes,
+        )
+
     def take(self, answer: Wire, containers: Collection[str], elapsed_ns: int) -> Wire:
         """The agent's answer, checked. `containers` are those that there are, `elapsed_ns` is the
         pod's age."""

@@ -305,7 +305,7 @@ class MicroVM:
             return
         self._require(State.PAUSED)
         await failpoint.hit("vm.resume")
-        await self._execute("cont")
+        await self.monitor("cont")
         self._become(State.RUNNING)
 
     async def pause(self) -> None:
@@ -313,7 +313,7 @@ class MicroVM:
         if self.state is State.PAUSED:
             return
         self._require(State.RUNNING)
-        await self._execute("stop")
+        await self.monitor("stop")
         self._become(State.PAUSED)
 
     async def attach(self, slot: int, source: Path | int, *, read_only: bool = True) -> None:
@@ -352,11 +352,11 @@ class MicroVM:
     async def _fill(self, slot: int, descriptor: int, read_only: bool) -> None:
         # Own numbers: a set left over from a failed attempt must not be used again.
         is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
-        added = await self._execute("add-fd", {}, fd=descriptor)
+        added = await self.monitor("add-fd", {}, fd=descriptor)
         fdset = int(added["fdset-id"])
         done: list[tuple[str, dict[str, Any]]] = [("remove-fd", {"fdset-id": fdset})]
         try:
-            await self._execute(
+            await self.monitor(
                 "blockdev-add",
                 {
                     "driver": "raw",
@@ -375,7 +375,7 @@ class MicroVM:
         except ThawError:
             for command, arguments in reversed(done):
                 with contextlib.suppress(ThawError):
-                    await self._execute(command, arguments)
+                    await self.monitor(command, arguments)
             raise
         self._fdsets[slot] = fdset
 
@@ -386,11 +386,11 @@ class MicroVM:
                 return
             self._require(State.PAUSED, State.RUNNING)
             await self._set_drive(slot, f"e{slot}")
-            await self._execute("blockdev-del", {"node-name": f"n{slot}"})
-            await self._execute("remove-fd", {"fdset-id": self._fdsets.pop(slot)})
+            await self.monitor("blockdev-del", {"node-name": f"n{slot}"})
+            await self.monitor("remove-fd", {"fdset-id": self._fdsets.pop(slot)})
 
     async def _set_drive(self, slot: int, node: str) -> None:
-        await self._execute(
+        await self.monitor(
             "qom-set", {"path": f"/machine/peripheral/d{slot}", "property": "drive", "value": node}
         )
 
@@ -412,13 +412,13 @@ class MicroVM:
         capabilities = [
             {"capability": name, "state": True} for name in ("x-ignore-shared", "events")
         ]
-        await self._execute("migrate-set-capabilities", {"capabilities": capabilities})
+        await self.monitor("migrate-set-capabilities", {"capabilities": capabilities})
         uri = f"fd:{descriptor}"
         if command == "migrate":
-            await self._execute("getfd", {"fdname": "devices"}, fd=descriptor)
+            await self.monitor("getfd", {"fdname": "devices"}, fd=descriptor)
             uri = "fd:devices"
         with self._qmp.listen("MIGRATION") as events:
-            await self._execute(command, {"uri": uri})
+            await self.monitor(command, {"uri": uri})
 
             async def finished() -> None:
                 while True:
@@ -428,7 +428,7 @@ class MicroVM:
                     if data["status"] == "completed":
                         return
                     if data["status"] in ("failed", "cancelled"):
-                        found = await self._execute("query-migrate")
+                        found = await self.monitor("query-migrate")
                         raise QmpFailed(f"{command} failed: {found.get('error-desc', 'no reason')}")
 
             try:
@@ -450,9 +450,10 @@ class MicroVM:
                 sock.close()
         self._qmp_sock = self._agent_sock = None
 
-    async def _execute(
+    async def monitor(
         self, command: str, arguments: dict[str, Any] | None = None, *, fd: int | None = None
     ) -> Any:
+        """Run a command of QEMU's monitor; its result. Raises `VmDied`, `QmpFailed`."""
         assert self._qmp
         try:
             return await self._qmp.execute(command, arguments, fd=fd)

@@ -12,10 +12,18 @@ MIN_MEMORY_MIB: Final = 128
 MAX_MEMORY_MIB: Final = 1024 * 1024
 MAX_VCPUS: Final = 64
 
+GROWTH_MIB: Final = 256 * 1024
+"""How much memory a running machine can get beyond its shape's: addresses that nothing is behind,
+few enough for processors with 39 bits of them."""
+
+GROWN_VCPUS: Final = 8
+"""How many vCPUs a running machine can have, where its shape has fewer. The guest's kernel keeps a
+page or more for each, which is in the snapshot."""
+
 
 @dataclass(frozen=True, order=True)
 class MachineShape:
-    """What a snapshot fixes for ever: number of vCPUs, and memory in MiB."""
+    """Number of vCPUs, and memory in MiB: what a snapshot is baked with."""
 
     vcpus: int
     memory_mib: int
@@ -31,6 +39,12 @@ class MachineShape:
     @property
     def memory_bytes(self) -> int:
         return self.memory_mib * 1024 * 1024
+
+    @property
+    def most(self) -> MachineShape:
+        """What a machine of this shape can grow to."""
+        memory = min(self.memory_mib + GROWTH_MIB, MAX_MEMORY_MIB)
+        return MachineShape(max(self.vcpus, GROWN_VCPUS), memory)
 
     def __str__(self) -> str:
         return f"{self.vcpus}x{self.memory_mib}"

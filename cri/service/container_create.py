@@ -10,9 +10,8 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from cri import cpusets, pod_limits, settle, signals
+from cri import cpusets, growth, settle, signals
 from cri.api import v1_pb2 as v1
-from cri.config import shape_size
 from cri.daemon import Daemon
 from cri.index import Container, Pod
 from cri.oci import cdi
@@ -67,7 +66,7 @@ async def run(daemon: Daemon, request: v1.CreateContainerRequest) -> v1.CreateCo
 async def create(daemon: Daemon, pod: Pod, config: v1.ContainerConfig) -> str:
     """Make the container; its id. When it fails nothing of it is left."""
     trace, name = daemon.trace_of(pod), f"create {config.metadata.name}"
-    sandbox = pod_config(pod)
+    sandbox = settle.config_of(pod)
     with trace.step(name):
         try:
             return await _create(daemon, pod, sandbox, config, trace, name)
@@ -90,8 +89,23 @@ async def _create(
     wanted = await with_cdi_devices(config)
     resources = config.linux.resources
     oci_resources.check(resources)
-    pod_limits.check_fits(resources, pod.vm.shape)
-    cpus = guest_cpus(daemon, pod, resources)
+    async with growth.room(daemon, pod, sandbox, {container_id: resources}, more=True):
+        return await _make(daemon, pod, sandbox, config, wanted, image, trace, name, container_id)
+
+
+async def _make(
+    daemon: Daemon,
+    pod: Pod,
+    sandbox: v1.PodSandboxConfig,
+    config: v1.ContainerConfig,
+    wanted: v1.ContainerConfig,
+    image: Image,
+    trace: Trace,
+    name: str,
+    container_id: str,
+) -> str:
+    """The container in a VM that has room for it. `wanted` is `config` with its CDI devices."""
+    cpus = guest_cpus(daemon, pod, config.linux.resources)
     built = oci_spec.build(
         container_id,
         sandbox,
@@ -115,7 +129,6 @@ async def _create(
     shim = daemon.shim_of(pod)
     sources = Sources()
     try:
-        await settle.settle(daemon, pod, sandbox, {container_id: resources})
         with trace.step(f"{name}.volume images"):
             volumes = await image_volumes(daemon, built.images)
         record = dataclasses.replace(record, volume_images=tuple(each.id for each in volumes))
@@ -201,13 +214,6 @@ def _target(daemon: Daemon, pod: Pod, options: v1.NamespaceOption) -> str:
     return found.id
 
 
-def pod_config(pod: Pod) -> v1.PodSandboxConfig:
-    """The sandbox's config, from its record."""
-    config = v1.PodSandboxConfig()
-    json_format.ParseDict(pod.record.config, config, ignore_unknown_fields=True)
-    return config
-
-
 def layers(image: Image) -> list[dict[str, str]]:
     """The image's layers, or what they are merged into, as the shim wants them, lowest first. A
     name fits the agent's pattern and is the same for the same content, so that containers of a pod
@@ -227,7 +233,7 @@ def guest_cpus(
         for each in daemon.index.containers_of(pod.id)
         if each.id != container_id and each.record.state != "exited"
     ]
-    return cpusets.guest_cpus(wanted.cpuset_cpus, shape_size(pod.vm.shape)[0], others)
+    return cpusets.guest_cpus(wanted.cpuset_cpus, pod.vm.size.vcpus, others)
 
 
 def _record(

@@ -9,7 +9,6 @@ from cri import settle
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container
-from cri.service.container_create import pod_config
 from hostlib import failpoint
 from hostlib.errors import NotFound, Unavailable
 from hostlib.tasks import in_thread
@@ -38,4 +37,4 @@ async def remove(daemon: Daemon, container: Container) -> None:
     daemon.index.remove_container(container, time.time_ns())
     daemon.release_images(container.record)
     if pod.ready:
-        await settle.settle(daemon, pod, pod_config(pod))
+        await settle.settle(daemon, pod, settle.config_of(pod))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from cri import settle
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Container, Pod
 from cri.oci import spec as oci_spec
 from cri.service import container_status
-from cri.service.container_create import pod_config
 from cri.vms import Wire
 from hostlib import failpoint
 from hostlib.errors import InvalidArgument
@@ -45,7 +45,7 @@ def process_of(daemon: Daemon, container: Container, pod: Pod) -> Wire:
         image = found.config if found is not None else ImageConfig(cmd=("true",))
         built = oci_spec.build(
             record.id,
-            pod_config(pod),
+            settle.config_of(pod),
             container_status.config_of(record),
             image,
             hostname=pod.record.hostname,

@@ -68,6 +68,7 @@ def info(pod: Pod) -> dict[str, str]:
         "vm": {
             "id": vm.id,
             "shape": vm.shape,
+            "size": str(vm.size),
             "snapshot": vm.key,
             "netns": str(vm.netns),
             "folder": str(vm.folder),

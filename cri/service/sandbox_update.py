@@ -7,12 +7,11 @@ import dataclasses
 
 from google.protobuf import json_format
 
-from cri import pod_limits, settle
+from cri import growth, settle
 from cri.api import v1_pb2 as v1
 from cri.daemon import Daemon
 from cri.index import Pod
 from cri.oci import resources as oci
-from cri.service.container_create import pod_config
 from hostlib import failpoint
 from hostlib.errors import FailedPrecondition
 
@@ -27,19 +26,24 @@ async def run(
 
 
 async def update(daemon: Daemon, pod: Pod, request: v1.UpdatePodSandboxResourcesRequest) -> None:
-    """Raises `InvalidArgument`, `ResourceExhausted` beyond the VM's size, `FailedPrecondition`."""
+    """Raises `InvalidArgument`, `ResourceExhausted` beyond what the VM can become,
+    `FailedPrecondition`."""
     if not pod.ready:
         raise FailedPrecondition(f"pod {pod.id} is not ready: {pod.record.reason}")
-    config = pod_config(pod)
+    config = settle.config_of(pod)
     if request.HasField("resources"):
         oci.check(request.resources)
         config.linux.resources.CopyFrom(request.resources)
     if request.HasField("overhead"):
         oci.check(request.overhead)
         config.linux.overhead.CopyFrom(request.overhead)
-    pod_limits.check_pod_fits(config, pod.vm.shape)
     body = json_format.MessageToDict(config, preserving_proto_field_name=True)
-    await failpoint.hit("sandbox.update")
-    await daemon.shim_of(pod).pod_update(body)
-    pod.record = dataclasses.replace(pod.record, config=body, linux=body.get("linux", {}))
-    await settle.settle(daemon, pod, config, look=True)
+    try:
+        async with growth.room(daemon, pod, config, look=True):
+            await failpoint.hit("sandbox.update")
+            await daemon.shim_of(pod).pod_update(body)
+            pod.record = dataclasses.replace(pod.record, config=body, linux=body.get("linux", {}))
+        await growth.lower(daemon, pod, config)
+    finally:
+        # What was before, where it failed.
+        await settle.settle(daemon, pod, settle.config_of(pod), look=True)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from cri.config import Config
 from cri.daemon import Daemon
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
+from cri.shapes import Size
 from cri.snapshots import Snapshots
 from cri.sources import Sources
 from cri.streaming.tests.guests import End, take
@@ -53,6 +54,10 @@ class FakeShim:
         self.silent = False
         self.execs: dict[str, asyncio.Task[None]] = {}
         self.key = "key"
+        self.size = Size(1, 2048)
+        self.most = Size(8, 264192)
+        self.keeps = 0
+        """MiB that its guest never gives back."""
         self.stats: Wire = {"pod": {}, "containers": {}, "interfaces": [], "scratch": None}
         self._event = event
 
@@ -71,6 +76,8 @@ class FakeShim:
             "pid": 0,
             "start_time": 0,
             "snapshot_key": self.key,
+            "size": dataclasses.asdict(self.size),
+            "most": dataclasses.asdict(self.most),
             "state": "running" if self.pod else "pooled",
             "pod": to_dict(self.pod) if self.pod else None,
             "containers": [to_dict(each) for each in self.containers.values()],
@@ -91,6 +98,11 @@ class FakeShim:
 
     async def pod_limit(self, memory: int) -> None:
         self._note("pod_limit", memory)
+
+    async def pod_resize(self, wanted: Size, region_mib: int) -> Size:
+        self._note("pod_resize", wanted, region_mib)
+        self.size = Size(wanted.vcpus, max(wanted.memory_mib, self.keeps))
+        return self.size
 
     async def pod_stop(self) -> None:
         self._note("pod_stop")

@@ -11,7 +11,7 @@ from cri.api import v1_pb2 as v1
 from cri.oci.resources import check, limits, merge
 from cri.pod_limits import LEAST_MIB, Bounds
 from hostlib.cgroup import Above, Limits
-from hostlib.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ThawError
+from hostlib.errors import FailedPrecondition, InvalidArgument, ThawError
 
 MIB = 2**20
 Resources = v1.LinuxContainerResources
@@ -145,17 +145,13 @@ def test_a_guest_stays_within_the_groups_above() -> None:
     assert bounds(config, above=Above(WORKER * MIB)).guest == LEAST_MIB * MIB
 
 
-def test_what_a_vm_cannot_give() -> None:
-    pod_limits.check_fits(Resources(cpu_quota=-1, memory_limit_in_bytes=-1), "1x256")
-    for wanted in (
-        Resources(cpu_quota=100_001),
-        Resources(memory_limit_in_bytes=157 * MIB),
-        Resources(memory_limit_in_bytes=146 * MIB, hugepage_limits=[pages("2MB", 12 * MIB)]),
-    ):
-        with pytest.raises(ResourceExhausted):
-            pod_limits.check_fits(wanted, "1x256")
-    with pytest.raises(ResourceExhausted, match="start the pod anew"):
-        pod_limits.check_pod_fits(sandbox(Resources(cpu_shares=1025)), "1x256")
+def test_a_vm_that_has_grown_is_bounded_by_what_it_has() -> None:
+    free = sandbox(Resources())
+    found = pod_limits.of(free, [], above=Above(), worker_mib=WORKER, grown_mib=1024)
+    assert found == Bounds(Limits((1024 + WORKER) * MIB))
+    config = sandbox(Resources(memory_limit_in_bytes=100 * MIB))
+    found = pod_limits.of(config, [], above=Above(), worker_mib=WORKER, grown_mib=1024)
+    assert found == Bounds(Limits((100 + WORKER) * MIB), 100 * MIB)
 
 
 def test_memory_that_a_vm_holds_is_not_taken_from_it() -> None:

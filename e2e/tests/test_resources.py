@@ -13,8 +13,9 @@ from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SHELL, SLEEP, WEBAPP
+from e2e.harness.resources import group_memory, in_force, limited, setting, update, update_pod
 from e2e.harness.waiting import until
-from hostlib import cgroup, errors
+from hostlib import errors
 
 MIB = 2**20
 Resources = v1_pb2.LinuxContainerResources
@@ -42,51 +43,11 @@ def pod(_pod: Pod) -> Iterator[Pod]:
         _pod.daemon.client.remove_container(each.id)
 
 
-def limited(resources: Resources) -> v1_pb2.LinuxContainerConfig:
-    return v1_pb2.LinuxContainerConfig(resources=resources)
-
-
-def update(container: Container, **fields: object) -> None:
-    request = v1_pb2.UpdateContainerResourcesRequest(
-        container_id=container.id,
-        linux=Resources(**fields),  # type: ignore[arg-type]
-    )
-    container.pod.daemon.client.runtime(
-        "UpdateContainerResources", request, v1_pb2.UpdateContainerResourcesResponse
-    )
-
-
-def update_pod(pod: Pod, **fields: Resources) -> None:
-    request = v1_pb2.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id, **fields)
-    pod.daemon.client.runtime(
-        "UpdatePodSandboxResources", request, v1_pb2.UpdatePodSandboxResourcesResponse
-    )
-
-
-def setting(container: Container, name: str) -> str:
-    """What a file of the container's own cgroup holds."""
-    return container.sh(f"cat /sys/fs/cgroup/{name}")
-
-
-def in_force(container: Container) -> Resources:
-    return container.status().resources.linux
-
-
 def affinity(pod: Pod) -> set[int]:
     """The node's processors that the threads of the pod's VM may run on."""
     qemu = pod.daemon.records()[pod.vm]["qemu_pid"]
     threads = os.listdir(f"/proc/{qemu}/task")
     return {cpu for thread in threads for cpu in os.sched_getaffinity(int(thread))}
-
-
-def group_memory(pod: Pod) -> int:
-    """The memory limit of the pod's group on the host."""
-    tree = cgroup.detect()
-    path = f"/thaw-{pod.daemon.instance}/thaw-{pod.vm}"
-    folder = tree.folders(path)["unified" if tree.version == 2 else "memory"]
-    return int(
-        (folder / ("memory.max" if tree.version == 2 else "memory.limit_in_bytes")).read_text()
-    )
 
 
 def test_every_limit_is_in_force_and_reported(pod: Pod) -> None:
@@ -245,9 +206,9 @@ REFUSED = {
     "no controller": (Resources(unified={"rdma.max": "x"}), errors.FailedPrecondition),
     "typed": (Resources(unified={"cpuset.cpus": "0"}), errors.InvalidArgument),
     "word": (Resources(unified={"memory.high": "lots"}), errors.InvalidArgument),
-    "beyond the VM": (Resources(memory_limit_in_bytes=500 * MIB), errors.ResourceExhausted),
+    "beyond the node": (Resources(memory_limit_in_bytes=1 << 40), errors.ResourceExhausted),
     "beyond its CPUs": (
-        Resources(cpu_quota=300_000, cpu_period=100_000),
+        Resources(cpu_quota=100 * 100_000, cpu_period=100_000),
         errors.ResourceExhausted,
     ),
 }
@@ -311,7 +272,7 @@ def test_the_pods_sum_sizes_its_vm_and_can_change(pod: Pod, node: Daemon) -> Non
     record = json.loads((node.state / "vms" / pod.vm / "pod.json").read_text())
     assert record["linux"]["resources"]["memory_limit_in_bytes"] == str(320 * MIB)
     with pytest.raises(errors.ResourceExhausted, match="start the pod anew"):
-        update_pod(pod, resources=Resources(memory_limit_in_bytes=1 << 30))
+        update_pod(pod, resources=Resources(memory_limit_in_bytes=1 << 40))
     with pytest.raises(errors.InvalidArgument):
         update_pod(pod, resources=Resources(cpu_period=1))
     node.kill()

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod hooks;
 mod identity;
 mod limits;
+mod machine;
 mod netlink;
 mod network;
 mod open_files;

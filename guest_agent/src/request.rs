@@ -220,6 +220,14 @@ pub struct PodLimit {
     pub memory: u64,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSettle {
+    /// Processors to keep online; 0 for those that are.
+    #[serde(default)]
+    pub cpus: u32,
+}
+
 pub enum Request {
     Ping,
     ClockAdjust(Adjust),
@@ -240,6 +248,7 @@ pub enum Request {
     ContainerDelete(Delete),
     ContainerUpdate(Box<Update>),
     PodLimit(PodLimit),
+    MachineSettle(MachineSettle),
     ContainerList,
     ContainerStats(Id),
     ProcessExec(Box<ExecParams>),
@@ -285,6 +294,7 @@ pub fn parse(message: &[u8]) -> Outcome<Request> {
         "container.delete" => Request::ContainerDelete(read(method, params)?),
         "container.update" => Request::ContainerUpdate(read(method, params)?),
         "pod.limit" => Request::PodLimit(read(method, params)?),
+        "machine.settle" => Request::MachineSettle(read(method, params)?),
         "container.list" => Request::ContainerList,
         "container.stats" => Request::ContainerStats(read(method, params)?),
         "process.exec" => Request::ProcessExec(read(method, params)?),

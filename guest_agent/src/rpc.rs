@@ -7,7 +7,7 @@ use crate::container::cgroup;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
-use crate::{connect, limits, restore, sandbox, scsi, state, stats, sys, volumes};
+use crate::{connect, limits, machine, restore, sandbox, scsi, state, stats, sys, volumes};
 
 pub use crate::sandbox::{child_ended, hear_child};
 
@@ -58,6 +58,7 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::ContainerDelete(wanted) => sandbox::delete(agent, reply, &wanted.id, wanted.force),
         Request::ContainerUpdate(wanted) => done(limits::update(agent, &wanted)),
         Request::PodLimit(wanted) => done(cgroup::limit_all(wanted.memory)),
+        Request::MachineSettle(wanted) => value(machine::settle(wanted.cpus)?).map(Some),
         Request::ContainerList => Ok(Some(list(agent))),
         Request::ContainerStats(wanted) => value(container(agent, &wanted.id)?.cgroup.stats()).map(Some),
         Request::ProcessExec(wanted) => sandbox::exec(agent, reply, &wanted).map(|()| None),

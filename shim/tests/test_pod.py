@@ -88,7 +88,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     linux.seal(ram)
     vm = FakeVM()
     events: list[dict[str, Any]] = []
-    record = VMRecord("abcd1234", 1, 2, state="pooled")
+    shape = {"vcpus": 1, "memory_mib": 256}
+    record = VMRecord("abcd1234", 1, 2, shape=shape, state="pooled")
     pod = Pod(cast("MicroVM", vm), record, tmp_path, ram, 3, events.append)
     yield Bench(pod, vm, tmp_path, events)
     await pod.stop()

@@ -30,6 +30,7 @@ REQUIRED: Final = (
 """What a pod cannot start without; built in counts as present."""
 
 OPTIONAL: Final = (
+    "virtio_mem",
     "vmw_vsock_virtio_transport",
     "bridge",
     "veth",

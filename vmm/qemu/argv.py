@@ -27,6 +27,8 @@ SLOT_SIZE: Final = 1 << 40
 BAKED_MAC: Final = "52:54:00:74:68:77"
 AGENT_PORT: Final = "thaw.agent.0"
 SHARE_TAG: Final = "share"
+GROWTH_PORT: Final = "hot0"
+"""Where a device can be plugged while the guest runs (`vmm.growth`)."""
 
 KERNEL_COMMAND_LINE: Final = (
     "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t tsc=reliable no_timer_check "
@@ -39,7 +41,13 @@ KERNEL_COMMAND_LINE: Final = (
     "sysctl.net.ipv4.neigh.default.interval_probe_time_ms=3600000 "
     "sysctl.net.ipv6.neigh.default.interval_probe_time_ms=3600000 "
     # A huge page zeroed for a small process is 2 MiB of the VM's own memory.
-    "transparent_hugepage=madvise"
+    "transparent_hugepage=madvise "
+    # Memory that may come above 4 GiB would make the kernel set 64 MiB aside for devices that
+    # cannot reach it; there is none.
+    "swiotlb=noforce "
+    # Memory that is plugged is used at once, for what can be moved off it again: for a third of it,
+    # at most, what cannot.
+    "memhp_default_state=online memory_hotplug.online_policy=auto-movable"
 )
 
 # Each costs time under emulation: five-level paging and supervisor access checks, and the flags
@@ -158,8 +166,8 @@ def _hardware(
         *("-machine", "q35,memory-backend=ram0,vmport=off,usb=off,graphics=off,sata=off,smbus=off"),
         *("-accel", accelerator(accel, shape.vcpus)),
         *("-cpu", cpu_model(accel)),
-        *("-smp", str(shape.vcpus)),
-        *("-m", f"{shape.memory_mib}M"),
+        *("-smp", f"{shape.vcpus},maxcpus={shape.most.vcpus}"),
+        *("-m", f"{shape.memory_mib}M,maxmem={shape.most.memory_mib}M"),
         *("-device", "vmgenid,guid=auto,id=generation"),
         *_agent(channel, host),
         *(
@@ -168,6 +176,7 @@ def _hardware(
         ),
         *("-device", f"virtio-9p-pci,id=p9,fsdev=share,mount_tag={SHARE_TAG}"),
         *("-device", "virtio-scsi-pci,id=scsi0"),
+        *("-device", f"pcie-root-port,id={GROWTH_PORT},chassis=1"),
     ]
     for slot in range(SLOTS):
         read_only = "on" if is_read_only(slot) else "off"

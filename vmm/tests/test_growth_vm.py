@@ -1,0 +1,99 @@
+"""Growth on real QEMU and kernel, over a restored snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostlib import failpoint
+from vmm.growth import Growth
+from vmm.shape import MachineShape
+from vmm.snapshot import Snapshot
+from vmm.tests.containers import Guest
+
+MIB = 1 << 20
+REGION = 4096
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    failpoint.disarm()
+
+
+async def has(guest: Guest) -> tuple[int, int]:
+    """The guest's processors, and bytes of memory."""
+    answer = await guest.vm.agent.request("machine.settle", {"cpus": 0})
+    return answer["cpus"], answer["memory"]
+
+
+def resident(guest: Guest) -> int:
+    """The bytes of its own that QEMU holds."""
+    for line in Path(f"/proc/{guest.vm.pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+async def test_a_restored_vm_gets_memory_and_gives_it_back(
+    busybox: Guest, snapshot: Snapshot
+) -> None:
+    grown = Growth(busybox.vm, snapshot.shape)
+    room = {"destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["size=1g"]}
+    box = await busybox.run(mounts=[room])
+    _, before = await has(busybox)
+    up = MachineShape(1, 256 + 1024)
+    assert await grown.resize(up, REGION) == up
+    assert (await has(busybox))[1] == before + 1024 * MIB
+    mostly_untouched = resident(busybox)
+    assert mostly_untouched < 256 * MIB
+    await box.sh("dd if=/dev/zero of=/mnt/x bs=1M count=600")
+    assert resident(busybox) > mostly_untouched + 500 * MIB
+    # What is in use stays, and is told.
+    half = await grown.resize(snapshot.shape, REGION)
+    assert 400 < half.memory_mib < up.memory_mib
+    assert await box.sh("wc -c < /mnt/x") == str(600 * MIB)
+    await box.sh("rm /mnt/x")
+    assert await grown.resize(snapshot.shape, REGION) == snapshot.shape
+    assert (await has(busybox))[1] == before
+    assert resident(busybox) < mostly_untouched + 150 * MIB
+    # And again.
+    assert await grown.resize(up, REGION) == up
+    assert (await has(busybox))[1] == before + 1024 * MIB
+
+
+async def test_a_restored_vm_gets_processors(busybox: Guest, snapshot: Snapshot) -> None:
+    grown = Growth(busybox.vm, snapshot.shape)
+    box = await busybox.run()
+    assert (await has(busybox))[0] == 1
+    up = MachineShape(3, 256)
+    assert await grown.resize(up, REGION) == up
+    assert await box.sh("grep -c ^processor /proc/cpuinfo") == "3"
+    # Work is spread over them.
+    busy = "for i in 1 2 3; do (i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done) & done; wait"
+    await box.sh(busy)
+    line = await box.sh("grep -c '^cpu[0-9]* [1-9]' /proc/stat")
+    assert int(line) == 4
+    assert await grown.resize(snapshot.shape, REGION) == snapshot.shape
+    assert await box.sh("grep -c ^processor /proc/cpuinfo") == "1"
+    assert await grown.resize(up, REGION) == up
+
+
+@pytest.mark.parametrize(
+    "point", ["growth.online", "growth.device", "growth.memory", "growth.done"]
+)
+async def test_a_step_that_fails_can_be_taken_again(
+    busybox: Guest, snapshot: Snapshot, point: str
+) -> None:
+    grown = Growth(busybox.vm, snapshot.shape)
+    before = await has(busybox)
+    failpoint.arm(f"{point}=1*error")
+    up = MachineShape(2, 512)
+    with pytest.raises(failpoint.Injected):
+        await grown.resize(up, REGION)
+    assert grown.size == snapshot.shape
+    assert await has(busybox) == before
+    assert await grown.resize(up, REGION) == up
+    assert await has(busybox) == (2, before[1] + 256 * MIB)
