@@ -44,24 +44,25 @@ async def test_a_restored_vm_gets_memory_and_gives_it_back(
     room = {"destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["size=1g"]}
     box = await busybox.run(mounts=[room])
     _, before = await has(busybox)
-    up = MachineShape(1, 256 + 1024)
+    # No more than the kernel uses for what can be moved alone: three times what it began with.
+    up = MachineShape(1, 256 + 768)
     assert await grown.resize(up, REGION) == up
-    assert (await has(busybox))[1] == before + 1024 * MIB
+    assert (await has(busybox))[1] == before + 768 * MIB
     mostly_untouched = resident(busybox)
     assert mostly_untouched < 256 * MIB
-    await box.sh("dd if=/dev/zero of=/mnt/x bs=1M count=600")
-    assert resident(busybox) > mostly_untouched + 500 * MIB
+    await box.sh("dd if=/dev/zero of=/mnt/x bs=1M count=500")
+    assert resident(busybox) > mostly_untouched + 400 * MIB
     # What is in use stays, and is told.
     half = await grown.resize(snapshot.shape, REGION)
-    assert 400 < half.memory_mib < up.memory_mib
-    assert await box.sh("wc -c < /mnt/x") == str(600 * MIB)
+    assert 300 < half.memory_mib < up.memory_mib
+    assert await box.sh("wc -c < /mnt/x") == str(500 * MIB)
     await box.sh("rm /mnt/x")
     assert await grown.resize(snapshot.shape, REGION) == snapshot.shape
     assert (await has(busybox))[1] == before
     assert resident(busybox) < mostly_untouched + 150 * MIB
     # And again.
     assert await grown.resize(up, REGION) == up
-    assert (await has(busybox))[1] == before + 1024 * MIB
+    assert (await has(busybox))[1] == before + 768 * MIB
 
 
 async def test_a_restored_vm_gets_processors(busybox: Guest, snapshot: Snapshot) -> None:
