@@ -61,7 +61,8 @@ async def room(
     vm.claims.append(wanted)
     grows = not wanted.within(former)
     try:
-        if more or grows:
+        # Processors take nothing of the host before their quota is raised.
+        if more or wanted.memory_mib > former.memory_mib:
             await settle.settle(daemon, pod, config, but, look=look)
         if grows:
             await failpoint.hit("growth.begin")
@@ -83,7 +84,7 @@ async def _resize(daemon: Daemon, pod: Pod, wanted: Size) -> None:
     async with pod.sizing:
         wanted = wanted.join(vm.size)
         if wanted != vm.size:
-            vm.grown = await daemon.shim_of(pod).pod_resize(wanted, sizes.region_mib(daemon, vm))
+            vm.became(await daemon.shim_of(pod).pod_resize(wanted, sizes.region_mib(daemon, vm)))
 
 
 async def _lower(daemon: Daemon, pod: Pod, config: v1.PodSandboxConfig, keep: Size) -> None:
@@ -98,7 +99,7 @@ async def _lower(daemon: Daemon, pod: Pod, config: v1.PodSandboxConfig, keep: Si
             return
         try:
             await failpoint.hit("growth.lower")
-            vm.grown = await daemon.shim_of(pod).pod_resize(wanted, sizes.region_mib(daemon, vm))
+            vm.became(await daemon.shim_of(pod).pod_resize(wanted, sizes.region_mib(daemon, vm)))
         except ThawError as error:
             log.warning("the VM of pod %s stays %s: %s", pod.id, vm.size, error)
 
@@ -142,8 +143,8 @@ def spare(
 def heard(daemon: Daemon, pod: Pod, size: object) -> None:
     """The shim says what the VM has become. It is news where a former daemon asked for it."""
     vm, known = pod.vm, pod.vm.size
-    vm.grown = Size.from_wire(size, known)
-    if vm.grown != known and not vm.claims and not pod.sizing.locked():
+    vm.became(Size.from_wire(size, known))
+    if vm.size != known and not vm.claims and not pod.sizing.locked():
         begin(daemon, pod, settle.config_of(pod))
 
 

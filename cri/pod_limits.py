@@ -37,7 +37,7 @@ def of(
     grown_mib: int = 0,
 ) -> Bounds:
     """The bounds of a pod with these containers; `above` are the limits of the groups that its
-    own is in, `grown_mib` the whole memory of a VM that has grown, else 0."""
+    own is in, `grown_mib` the whole memory of a VM that has grown, or once had, else 0."""
     memory = pod_memory(config, containers)
     # Version 1 lets no group have less than one in it.
     cpus = 0.0 if above.cpu else _sum(config, containers, shapes.quota)

@@ -76,7 +76,7 @@ def bounds(
         list(found.values()),
         above=vm.above,
         worker_mib=worker_mib(daemon, vm),
-        grown_mib=0 if goal.memory_mib == vm.base.memory_mib else goal.memory_mib,
+        grown_mib=goal.memory_mib if vm.stretched or goal.memory_mib > vm.base.memory_mib else 0,
     )
 
 

@@ -138,6 +138,8 @@ class Vm:
     """What it has become, None while it is as its shape says."""
     limit: Size | None = None
     """What it can become, None for its shape: one that an older shim restored."""
+    stretched: bool = False
+    """Whether it ever had more memory than its shape: it has the addresses for more since."""
     claims: list[Size] = field(default_factory=list)
     """What calls under way need of it."""
 
@@ -164,10 +166,16 @@ class Vm:
             found = found.join(each)
         return found
 
+    def became(self, size: Size) -> None:
+        """Take over what it has now."""
+        self.grown = size
+        self.stretched |= size.memory_mib > self.base.memory_mib
+
     def described(self, wire: Wire) -> None:
         """Take over what its shim says of it."""
         self.shim_pid = int(wire.get("pid") or self.shim_pid)
         self.shim_start_time = int(wire.get("start_time") or self.shim_start_time)
         self.qemu_pid = int(wire.get("qemu_pid") or 0)
-        self.grown = Size.from_wire(wire.get("size"), self.base)
+        self.became(Size.from_wire(wire.get("size"), self.base))
+        self.stretched |= bool(wire.get("region_mib"))
         self.limit = Size.from_wire(wire.get("most"), self.base)

@@ -237,6 +237,7 @@ class Shim:
                 "qemu_pid": vm.qemu_pid,
                 "snapshot_key": vm.snapshot_key,
                 "size": vm.size or vm.shape,
+                "region_mib": pod.growth.region_mib if pod else 0,
                 "most": dataclasses.asdict(MachineShape(**vm.shape).most),
                 "state": vm.state,
                 "pod": records.to_dict(bound) if bound else None,

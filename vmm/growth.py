@@ -57,6 +57,11 @@ class Growth:
         self.size = shape
         """What the VM has."""
 
+    @property
+    def region_mib(self) -> int:
+        """What it may have beyond its shape, in use or not; 0 before it first grows."""
+        return self._region // _MIB
+
     async def resize(self, wanted: MachineShape, region_mib: int) -> MachineShape:
         """Make the VM this large; what it is then.
 

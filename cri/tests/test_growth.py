@@ -153,6 +153,10 @@ async def test_who_has_no_limit_may_use_what_there_is(bench: Bench) -> None:
     # The kernel still ends a VM whose guest takes what it was not given.
     assert bench.pod.vm.bounds.group.memory > size.memory_mib * MIB
     assert bench.pod.vm.bounds.guest == 0
+    await bench.update(memory_limit_in_bytes=1024 * MIB)
+    await bench.update(memory_limit_in_bytes=-1)
+    assert bench.pod.vm.size == BASE
+    assert bench.pod.vm.bounds.group.memory > BASE.memory_mib * MIB
 
 
 async def test_what_a_vm_cannot_become_is_refused_and_changes_nothing(bench: Bench) -> None:
@@ -263,6 +267,28 @@ async def test_a_daemon_that_dies_in_the_midst_leaves_what_the_next_one_mends(
         await asyncio.sleep(0.01)
     assert pod.vm.size == BASE
     assert pod.vm.bounds.group.memory == bench.pod.vm.bounds.group.memory
+
+
+async def test_news_of_a_vm_that_a_former_daemon_grew(bench: Bench) -> None:
+    """Its shim ended what it was asked for after the next daemon had found the VM as it was."""
+    bench.shim.size = Size(1, 4096)
+    event = {"event": "pod.resized", "size": {"vcpus": 1, "memory_mib": 4096}}
+    bench.daemon.handle_event(bench.pod.vm.id, event)
+    assert bench.pod.vm.size == Size(1, 4096)
+    for _ in range(200):
+        if bench.pod.vm.size == BASE:
+            break
+        await asyncio.sleep(0.01)
+    assert bench.shim.size == BASE
+    # What is no news starts nothing.
+    asked = len(bench.resizes())
+    bench.shim.keeps = 3000
+    await bench.update(memory_limit_in_bytes=4096 * MIB)
+    await bench.update(memory_limit_in_bytes=1024 * MIB)
+    event["size"] = {"vcpus": 1, "memory_mib": 3000}
+    bench.daemon.handle_event(bench.pod.vm.id, event)
+    await asyncio.sleep(0)
+    assert len(bench.resizes()) == asked + 2
 
 
 async def test_claims_of_calls_under_way_are_not_taken_back(bench: Bench) -> None:
