@@ -37,7 +37,8 @@ fn total(meminfo: &str) -> Option<u64> {
 
 fn switch(cpu: u32, on: bool) -> Outcome<()> {
     let path = format!("{CPUS}/cpu{cpu}/online");
-    fs::write(&path, if on { "1" } else { "0" }).doing(|| format!("switch processor {cpu} {}", if on { "on" } else { "off" }))
+    fs::write(&path, if on { "1" } else { "0" })
+        .doing(|| format!("switch processor {cpu} {}", if on { "on" } else { "off" }))
 }
 
 /// Keeps the first `wanted` of the processors that are there online; 0 changes none. What is there now: fewer, where
