@@ -71,7 +71,8 @@ class Pod:
         self.layers = Layers(slots)
         self.volumes = Volumes()
         self.disks = Disks(self.layers, argv.FREE_RW_SLOTS)
-        self.growth = Growth(vm, MachineShape(**vm_record.shape))
+        shape = MachineShape(**vm_record.shape)
+        self.growth = Growth(vm, shape, vm.most or shape)
         self.stopped = False
         self.reason = ""
         self._folder = folder

@@ -238,7 +238,7 @@ class Shim:
                 "snapshot_key": vm.snapshot_key,
                 "size": vm.size or vm.shape,
                 "region_mib": pod.growth.region_mib if pod else 0,
-                "most": dataclasses.asdict(MachineShape(**vm.shape).most),
+                "most": dataclasses.asdict(pod.growth.most) if pod else vm.shape,
                 "state": vm.state,
                 "pod": records.to_dict(bound) if bound else None,
                 "containers": [records.to_dict(one.record) for one in containers],

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hostlib import failpoint
@@ -35,6 +36,9 @@ PATIENCE: Final = 15.0
 DEADLINE: Final = 120.0
 """Seconds for one step of a guest that goes on without coming to an end."""
 
+RESERVE: Final = 64 << 20
+"""Bytes that the kernel of a guest keeps free for itself when memory is given back."""
+
 _MIB: Final = 1 << 20
 _UNIT: Final = 2 * _MIB
 """What is plugged and unplugged at a time."""
@@ -47,9 +51,11 @@ class Growth:
     """What a VM is beyond its shape. Calls take turns; each leaves the former size when it fails,
     as far as the guest lets it."""
 
-    def __init__(self, vm: MicroVM, shape: MachineShape) -> None:
+    def __init__(self, vm: MicroVM, shape: MachineShape, most: MachineShape) -> None:
         self._vm = vm
         self._shape = shape
+        self.most = most
+        """What it can become."""
         self._turn = asyncio.Lock()
         self._plugged = 0
         """Bytes, as the device says."""
@@ -69,7 +75,7 @@ class Growth:
         the VM may ever have beyond its shape; the first growth decides. Raises `InvalidArgument`
         for a size that no growth leads to, `ResourceExhausted` when the guest does not take it.
         """
-        base, most = self._shape, self._shape.most
+        base, most = self._shape, self.most
         extra = wanted.memory_mib - base.memory_mib
         if extra < 0 or wanted.vcpus < base.vcpus or wanted.vcpus > most.vcpus:
             raise InvalidArgument(f"a VM of shape {base} does not become {wanted}")
@@ -126,17 +132,16 @@ class Growth:
     async def _until(self, wanted: int) -> int:
         """Wait until so many processors are online; how many are."""
         watch = _Watch()
-        while (found := (await self._settle(wanted))[0]) != wanted and await watch.again(found):
+        while (found := (await self._settle(wanted)).cpus) != wanted and await watch.again(found):
             pass
         return found
 
-    async def _settle(self, cpus: int = 0) -> tuple[int, int]:
-        """The guest's processors and bytes of memory."""
+    async def _settle(self, cpus: int = 0) -> _Told:
         answer = await self._vm.agent.request("machine.settle", {"cpus": cpus}, timeout=DEADLINE)
-        numbers = [answer.get(name) for name in ("cpus", "memory")]
+        numbers = [answer.get(name) for name in ("cpus", "memory", "kernel", "movable")]
         if not all(isinstance(each, int) and each >= 0 for each in numbers):
             raise ResourceExhausted("the guest does not say what it has")
-        return numbers[0], numbers[1]  # type: ignore[return-value]
+        return _Told(*numbers)  # type: ignore[arg-type]
 
     # -- memory ----------------------------------------------------------------------------
 
@@ -151,18 +156,30 @@ class Growth:
                 f" not {wanted // _MIB}",
                 hint="what it can have was decided as it first grew: start the pod anew",
             )
-        before = self._plugged
-        guest = (await self._settle())[1]
         await failpoint.hit("growth.memory")
+        if wanted > self._plugged:
+            await self._more(wanted)
+        else:
+            await self._less(wanted)
+        await failpoint.hit("growth.done")
+
+    async def _more(self, wanted: int) -> None:
+        before, guest = self._plugged, (await self._settle()).memory
         if await self._ask(wanted) < wanted:
             raise ResourceExhausted(
                 f"the guest took {(self._plugged - before) // _MIB} MiB more,"
                 f" not {(wanted - before) // _MIB}",
                 hint="it needs memory to manage more: grow it in smaller steps",
             )
-        if wanted > before:
-            await self._used(guest + wanted - before)
-        await failpoint.hit("growth.done")
+        await self._used(guest + wanted - before)
+
+    async def _less(self, wanted: int) -> None:
+        # What is in use is moved to where the kernel keeps its own. One without room there stands
+        # still, or ends processes, whatever else is free.
+        told = await self._settle()
+        spare = told.movable + max(0, told.kernel - RESERVE)
+        least = self._plugged - spare // _UNIT * _UNIT
+        await self._ask(min(max(wanted, least), self._plugged))
 
     async def _plug(self, region: int) -> None:
         monitor = self._vm.monitor
@@ -217,12 +234,23 @@ class Growth:
     async def _used(self, wanted: int) -> None:
         """Wait until the guest's kernel has taken in what was plugged."""
         watch = _Watch()
-        while (found := (await self._settle())[1]) < wanted and await watch.again(found):
+        while (found := (await self._settle()).memory) < wanted and await watch.again(found):
             pass
         if found < wanted:
             raise ResourceExhausted(
                 f"the guest uses {found // _MIB} MiB, not {wanted // _MIB}", hint="try it again"
             )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the guest says that it has: processors, bytes, and how many of these are free where its
+    kernel keeps its own, and elsewhere."""
+
+    cpus: int
+    memory: int
+    kernel: int
+    movable: int
 
 
 class _Watch:

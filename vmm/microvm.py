@@ -75,6 +75,8 @@ class MicroVM:
         self._fdsets: dict[int, int] = {}
         self._slots = asyncio.Lock()
         self.state = State.NEW
+        self.most: MachineShape | None = None
+        """What it can become (`vmm.growth`)."""
         self.exited: asyncio.Future[ExitReason] = process.exited
         self.exited.add_done_callback(self._on_exit)
 
@@ -155,6 +157,7 @@ class MicroVM:
             )
             ours.pop_all()
         vm = cls(process, qmp[0], serial, open_agent)
+        vm.most = shape.most(accel.name)
         try:
             sock, vm._qmp_sock = qmp[0], None
             vm._qmp = await vm._while_alive(Qmp.connect(sock))

@@ -16,10 +16,11 @@ from e2e.harness.refs import SHELL, SLEEP, WEBAPP
 from e2e.harness.resources import group_memory, in_force, limited, setting, update, update_pod
 from e2e.harness.waiting import until
 from hostlib import errors
+from vmm import accel
 
 MIB = 2**20
-CPUS = min(2, os.cpu_count() or 1)
-"""Processors of a VM that has grown here."""
+CPUS = 2 if accel.probe().name == "kvm" and (os.cpu_count() or 1) > 1 else 1
+"""Processors of a VM that has grown here: under TCG it keeps those that it has."""
 
 Resources = v1_pb2.LinuxContainerResources
 

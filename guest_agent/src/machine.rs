@@ -15,7 +15,13 @@ pub struct Size {
     cpus: u32,
     /// Bytes that the kernel manages, without its image and what it set aside as it booted.
     memory: u64,
+    /// Bytes that are free in the zones that the kernel keeps its own in.
+    kernel: u64,
+    /// Bytes that are free, or hold files alone, in the zone of what can be moved.
+    movable: u64,
 }
+
+const PAGE: u64 = 4096;
 
 /// The numbers of a list as the kernel writes it: `0-3,7`.
 fn parse(list: &str) -> Vec<u32> {
@@ -30,9 +36,10 @@ fn numbers(name: &str) -> Vec<u32> {
     parse(&fs::read_to_string(format!("{CPUS}/{name}")).unwrap_or_default())
 }
 
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+/// A line of /proc/meminfo, in bytes.
+fn memory(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn switch(cpu: u32, on: bool) -> Outcome<()> {
@@ -55,8 +62,31 @@ pub fn settle(wanted: u32) -> Outcome<Size> {
             }
         }
     }
-    let memory = total(&fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or(0);
-    Ok(Size { cpus: u32::try_from(numbers("online").len()).unwrap_or(u32::MAX), memory })
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let bytes = |name| memory(&text, name).unwrap_or(0);
+    let cpus = u32::try_from(numbers("online").len()).unwrap_or(u32::MAX);
+    let (kernel, movable) = free(&fs::read_to_string("/proc/zoneinfo").unwrap_or_default());
+    Ok(Size { cpus, memory: bytes("MemTotal"), kernel, movable })
+}
+
+/// The bytes that are free by /proc/zoneinfo: the kernel's, and what can be moved, with files.
+fn free(zoneinfo: &str) -> (u64, u64) {
+    let (mut kernel, mut movable, mut inside) = (0u64, 0u64, false);
+    for line in zoneinfo.lines() {
+        if let Some((_, zone)) = line.split_once(", zone") {
+            inside = zone.trim() == "Movable";
+            continue;
+        }
+        let mut words = line.split_whitespace().rev();
+        let bytes = words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0).saturating_mul(PAGE);
+        match words.next() {
+            Some("free") if inside => movable = movable.saturating_add(bytes),
+            Some("free") => kernel = kernel.saturating_add(bytes),
+            Some("nr_zone_inactive_file" | "nr_zone_active_file") if inside => movable = movable.saturating_add(bytes),
+            _ => {}
+        }
+    }
+    (kernel, movable)
 }
 
 #[cfg(test)]
@@ -72,7 +102,17 @@ mod tests {
 
     #[test]
     fn memory_is_in_bytes() {
-        assert_eq!(total("MemTotal:        2014328 kB\nMemFree: 1 kB\n"), Some(2_014_328 << 10));
-        assert_eq!(total("MemTotal: x kB\n"), None);
+        let text = "MemTotal:        2014328 kB\nMemFree: 1 kB\nMemAvailable: x kB\n";
+        assert_eq!(memory(text, "MemTotal"), Some(2_014_328 << 10));
+        assert_eq!(memory(text, "MemAvailable"), None);
+        assert_eq!(memory(text, "Mem"), None);
+    }
+
+    #[test]
+    fn zones_are_the_kernels_or_of_what_can_be_moved() {
+        let text = "Node 0, zone    DMA32\n  per-node stats\n      nr_zone_active_file 9\n  pages free     100\n\
+                    Node 0, zone  Movable\n  pages free     7\n        boost    5\n      nr_zone_inactive_file 2\n";
+        assert_eq!(free(text), (100 * PAGE, 9 * PAGE));
+        assert_eq!(free("pages free x\n"), (0, 0));
     }
 }

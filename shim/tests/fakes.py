@@ -76,6 +76,7 @@ class FakeVM:
     """Stands in for `vmm.microvm.MicroVM`."""
 
     def __init__(self) -> None:
+        self.most = None
         self.agent = FakeAgent()
         self.agent.answers["restore"] = confirm_all
         self.agent.answers["ping"] = lambda _params: {"realtime_ns": time.time_ns()}

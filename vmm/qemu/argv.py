@@ -45,8 +45,8 @@ KERNEL_COMMAND_LINE: Final = (
     # Memory that may come above 4 GiB would make the kernel set 64 MiB aside for devices that
     # cannot reach it; there is none.
     "swiotlb=noforce "
-    # Memory that is plugged is used at once, for what can be moved off it again: for a third of it,
-    # at most, what cannot.
+    # Memory that is plugged is used at once, and for what can be moved off it again, as long as
+    # that is no more than three times what the kernel can use for itself.
     "memhp_default_state=online memory_hotplug.online_policy=auto-movable"
 )
 
@@ -162,12 +162,13 @@ def _hardware(
     accel: str, shape: MachineShape, channel: str, host: SerialAgent | VsockAgent | None = None
 ) -> list[str]:
     """All of the machine that the guest sees, and that must be the same at restore."""
+    most = shape.most(accel)
     argv = [
         *("-machine", "q35,memory-backend=ram0,vmport=off,usb=off,graphics=off,sata=off,smbus=off"),
         *("-accel", accelerator(accel, shape.vcpus)),
         *("-cpu", cpu_model(accel)),
-        *("-smp", f"{shape.vcpus},maxcpus={shape.most.vcpus}"),
-        *("-m", f"{shape.memory_mib}M,maxmem={shape.most.memory_mib}M"),
+        *("-smp", f"{shape.vcpus},maxcpus={most.vcpus}"),
+        *("-m", f"{shape.memory_mib}M,maxmem={most.memory_mib}M"),
         *("-device", "vmgenid,guid=auto,id=generation"),
         *_agent(channel, host),
         *(

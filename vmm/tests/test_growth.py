@@ -23,10 +23,11 @@ REGION = 8192
 class Guest:
     """A machine and its guest, as the monitor and the agent tell of them. `takes` is how many MiB
     it plugs at most, `keeps` how many it never gives back, `wakes` how many processors it brings
-    online at most."""
+    online at most, `used` the MiB that are in use."""
 
     def __init__(self) -> None:
         self.takes, self.keeps, self.wakes = 1 << 20, 0, 8
+        self.used = 0
         self.size = self.requested = self.region = 0
         self.plugged, self.online = 1, 1
         self.commands: list[str] = []
@@ -80,7 +81,12 @@ class Guest:
         assert method == "machine.settle"
         if params["cpus"]:
             self.online = min(params["cpus"], self.plugged, self.wakes)
-        return {"cpus": self.online, "memory": 200 * MIB + self.size}
+        memory = 200 * MIB + self.size
+        # What is in use is where it can be moved, as long as it has room there.
+        moved = min(self.used * MIB, self.size)
+        kernel = 100 * MIB - (self.used * MIB - moved)
+        movable = self.size - moved
+        return {"cpus": self.online, "memory": memory, "kernel": kernel, "movable": movable}
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +104,7 @@ def guest() -> Guest:
 
 @pytest.fixture
 async def grown(guest: Guest) -> Growth:
-    return Growth(cast("MicroVM", guest), BASE)
+    return Growth(cast("MicroVM", guest), BASE, BASE.most("kvm"))
 
 
 async def test_up_and_down(guest: Guest, grown: Growth) -> None:
@@ -149,6 +155,17 @@ async def test_a_guest_that_keeps_a_part_is_not_asked_for_ever(guest: Guest, gro
     assert await grown.resize(BASE, REGION) == MachineShape(1, 256 + 700)
     assert guest.requested == guest.size
     guest.keeps = 0
+    assert await grown.resize(BASE, REGION) == BASE
+
+
+async def test_what_is_in_use_is_not_asked_for(guest: Guest, grown: Growth) -> None:
+    await grown.resize(MachineShape(1, 1280), REGION)
+    guest.used = 700
+    left = await grown.resize(BASE, REGION)
+    assert left == MachineShape(1, 256 + 700 + 64 - 100)
+    guest.used = 740
+    assert await grown.resize(BASE, REGION) == left
+    guest.used = 30
     assert await grown.resize(BASE, REGION) == BASE
 
 
