@@ -57,9 +57,13 @@ def naming(name: str) -> Iterator[None]:
 
 
 async def restore_guest(
-    vm: MicroVM, network: Wire | None = None, identity: Wire | None = None
+    vm: MicroVM,
+    network: Wire | None = None,
+    identity: Wire | None = None,
+    user_namespace: Wire | None = None,
 ) -> dict[str, int]:
-    """Give the running guest fresh entropy, time and, where given, network and identity.
+    """Give the running guest fresh entropy, time and, where given, network, identity and the
+    mappings of the pod's user namespace.
 
     Returns nanoseconds for each step. Raises `Internal` when the agent does not confirm every step
     in order, and what it answers.
@@ -69,6 +73,8 @@ async def restore_guest(
         "generation": str(uuid.uuid4()),
         "realtime_ns": time.time_ns(),
     }
+    if user_namespace is not None:
+        params["user_namespace"] = user_namespace
     skipped = set()
     for name, value in (("network", network), ("identity", identity)):
         if value is None:

@@ -13,6 +13,7 @@ use crate::container::cgroup::Cgroup;
 use crate::container::device_filter::Filters;
 use crate::container::seccomp::Filter;
 use crate::container::spec::Process;
+use crate::container::userns::Space;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::frame::{FIN, Frame, Kind, MAX_PAYLOAD, MORE, encode};
 use crate::hooks;
@@ -115,6 +116,8 @@ pub struct Agent {
     pub hooks: Option<hooks::Run>,
     /// The pid of the pod's `Pause`, once a container wanted it.
     pub pause: Option<u32>,
+    /// The pod's user namespace, where it has one.
+    pub space: Option<Space>,
     scratch: Vec<u8>,
 }
 
@@ -144,6 +147,7 @@ impl Agent {
             filters: Filters::default(),
             hooks: None,
             pause: None,
+            space: None,
             scratch: vec![0; MAX_PAYLOAD],
         };
         agent.watch(&agent.signals, Source::Signals, EventFlags::IN)?;
@@ -370,6 +374,9 @@ impl Agent {
         let mut info = [0; 128];
         while rustix::io::read(&self.signals, &mut info).is_ok() {}
         while let Some((pid, code)) = sys::reap() {
+            if !self.children.contains_key(&pid) {
+                sandbox::hear_siblings(self);
+            }
             // What a child said before its end comes before the news of its end.
             self.on_status(pid);
             rpc::child_ended(self, pid, code);

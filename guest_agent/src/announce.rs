@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
+use std::sync::Mutex;
 
 use crate::network::Mac;
 use crate::sys;
@@ -58,20 +58,21 @@ fn advertisement(mac: Mac, ip: Ipv6Addr) -> Vec<u8> {
     frame
 }
 
-/// Kept open from boot on: the kernel waits out an RCU grace period, 10 ms and more, whenever a packet socket is closed.
-fn socket() -> Option<&'static OwnedFd> {
-    static SOCKET: OnceLock<Option<OwnedFd>> = OnceLock::new();
-    SOCKET.get_or_init(|| sys::packet_socket().ok()).as_ref()
-}
+/// One for each network namespace that the agent was in, the last is the present one's. Kept open from boot on: the
+/// kernel waits out an RCU grace period, 10 ms and more, whenever a packet socket is closed.
+static SOCKETS: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
-/// Opens the socket ahead of its use.
+/// Opens the socket ahead of its use, in the network namespace that is the agent's now.
 pub fn prepare() {
-    socket();
+    if let (Ok(mut sockets), Ok(socket)) = (SOCKETS.lock(), sys::packet_socket()) {
+        sockets.push(socket);
+    }
 }
 
 /// Announces the addresses. A lost announcement costs a peer one stale entry, so failures are not errors.
 pub fn announce(index: u32, mac: Mac, addresses: &[IpAddr]) {
-    let Some(socket) = socket() else { return };
+    let Ok(sockets) = SOCKETS.lock() else { return };
+    let Some(socket) = sockets.last() else { return };
     for ip in addresses {
         let frame = match ip {
             IpAddr::V4(ip) => arp(mac, *ip),

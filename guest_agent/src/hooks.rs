@@ -121,7 +121,7 @@ pub fn run(agent: &mut Agent, reply: Reply, phase: Phase, timeout_ns: u64, resul
     let mut children = Vec::new();
     for (id, container) in agent.containers.iter().filter(|(_, container)| is_running(container.state)) {
         let of = Of { container: id.clone(), init: container.pid };
-        match launch_hooks(container, &null, phase) {
+        match launch_hooks(container, agent.space.as_ref().map(|space| &space.mappings), &null, phase) {
             Ok(child) => children.push((of, child)),
             Err(fault) => run.fail(&of, &fault.message),
         }

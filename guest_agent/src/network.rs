@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use serde::Deserialize;
 
+use crate::container::userns::{self, Space};
 use crate::fault::{Doing, Fault, Outcome};
 use crate::netlink::{ACK, CREATE, DUMP, Message, Netlink, REPLACE, attributes};
 use crate::sockets;
@@ -93,10 +95,9 @@ fn family(ip: IpAddr) -> u8 {
     (if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
 }
 
-fn index_of(name: &str) -> Outcome<u32> {
-    let path = format!("/sys/class/net/{name}/ifindex");
-    let text = fs::read_to_string(&path).doing(|| format!("network: read {path}"))?;
-    text.trim().parse().map_err(|_| Fault::internal(format!("network: {path} holds {text:?}")))
+/// Asked of the kernel: /sys shows the network namespace that it was mounted in.
+fn index_of(netlink: &Netlink, name: &str) -> Outcome<u32> {
+    rustix::net::netdevice::name_to_index(netlink, name).doing(|| format!("network: find {name}"))
 }
 
 fn link_message(index: u32, flags: u32) -> Message {
@@ -107,12 +108,13 @@ fn link_message(index: u32, flags: u32) -> Message {
     Message::new(RTM_NEWLINK, ACK, &fixed)
 }
 
-/// Brings `lo` and, where there is one, `eth0` up: at boot, so that a restored guest need not.
+/// Brings `lo` and, where there is one, `eth0` up: at boot, so that a restored guest need not; and in a network namespace
+/// that is new.
 pub fn boot() -> Outcome<()> {
     crate::announce::prepare();
     let mut netlink = Netlink::open(None)?;
     for name in ["lo", LINK] {
-        if let Ok(index) = index_of(name) {
+        if let Ok(index) = index_of(&netlink, name) {
             // No autoconfiguration: the host alone gives addresses, and the link-local one follows from the pod's MAC,
             // not the snapshot's.
             for (setting, value) in [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0"), ("addr_gen_mode", "1")]
@@ -123,6 +125,15 @@ pub fn boot() -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// Moves `eth0`, where there is one, into another network namespace. Nothing that was set of it goes along.
+pub fn move_link(target: BorrowedFd<'_>) -> Outcome<()> {
+    const IFLA_NET_NS_FD: u16 = 28;
+    let mut netlink = Netlink::open(None)?;
+    let Ok(index) = index_of(&netlink, LINK) else { return Ok(()) };
+    let message = link_message(index, 0).attribute(IFLA_NET_NS_FD, &target.as_raw_fd().to_ne_bytes());
+    netlink.tell(message, 0, || format!("network: move {LINK}"))
 }
 
 /// Takes a dumped object's fixed part and attributes back as a request to delete it, when it belongs to the link.
@@ -211,20 +222,23 @@ fn link_local(mac: Mac) -> std::net::Ipv6Addr {
     std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f))
 }
 
-/// Step `network` of `restore`.
-pub fn configure(network: &Network) -> Outcome<()> {
+/// Step `network` of `restore`, in the namespaces of the pod's user namespace where it has one.
+pub fn configure(network: &Network, space: Option<&Space>) -> Outcome<()> {
     const IFLA_ADDRESS: u16 = 1;
     const IFLA_MTU: u16 = 4;
     let mac = parse_mac(&network.mac)?;
     let mut netlink = Netlink::open(None)?;
-    let index = index_of(LINK)?;
+    let index = index_of(&netlink, LINK)?;
     flush(&mut netlink, index)?;
     sockets::destroy_connections()?;
     let link =
         link_message(index, IFF_UP).attribute(IFLA_ADDRESS, &mac).attribute(IFLA_MTU, &network.mtu.to_ne_bytes());
     netlink.tell(link, 0, || format!("network: set {LINK} to {} and MTU {}", network.mac, network.mtu))?;
     for (name, value) in &network.sysctls {
-        crate::sysctl::set(name, value)?;
+        let set = crate::sysctl::set(name, value);
+        if set.is_err() && !space.is_some_and(|space| userns::set_sysctl(space, name, value)) {
+            return set;
+        }
     }
     let mut addresses = Vec::new();
     for text in &network.addresses {

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde::{Deserialize, Serialize};
 
+use crate::container::userns::{self, Mappings, Space};
 use crate::fault::{Doing, Fault, Outcome};
 use crate::identity::Identity;
 use crate::network::{self, Network};
@@ -22,6 +23,8 @@ pub struct Params {
     realtime_ns: u64,
     identity: Option<Identity>,
     network: Option<Network>,
+    /// The pod's; without one its containers are in the guest's.
+    user_namespace: Option<Mappings>,
     generation: Option<String>,
 }
 
@@ -85,7 +88,8 @@ fn write_generation(given: Option<&str>) -> Outcome<()> {
     file.write_all_at(format!("{text}\n").as_bytes(), 0).doing(|| format!("write {path}"))
 }
 
-pub fn restore(params: &Params) -> Outcome<Confirmed> {
+/// `space` is the pod's user namespace, which its network belongs to, so it is made first.
+pub fn restore(params: &Params, space: &mut Option<Space>) -> Outcome<Confirmed> {
     let mut steps = Vec::with_capacity(5);
     let mut confirm = |step: &'static str, carry_out: &mut dyn FnMut() -> Outcome<()>| {
         let begun = Instant::now();
@@ -95,8 +99,12 @@ pub fn restore(params: &Params) -> Outcome<Confirmed> {
     };
     confirm("reseed", &mut || reseed(&params.entropy))?;
     confirm("clock", &mut || set_clock(params.realtime_ns))?;
+    if let Some(wanted) = &params.user_namespace {
+        userns::establish(space, wanted)
+            .map_err(|fault| Fault::new(fault.code, format!("user namespace: {}", fault.message)))?;
+    }
     if let Some(wanted) = &params.network {
-        confirm("network", &mut || network::configure(wanted))?;
+        confirm("network", &mut || network::configure(wanted, space.as_ref()))?;
     }
     if let Some(wanted) = &params.identity {
         confirm("identity", &mut || identity::assume(wanted))?;

@@ -36,7 +36,7 @@ pub fn carry_out(agent: &mut Agent, reply: Reply, message: &[u8]) -> Given {
         Request::Ping => Ok(Some(json!({ "realtime_ns": restore::realtime_ns() }))),
         Request::ClockAdjust(wanted) => done(restore::adjust_clock(wanted.delta_ns)),
         Request::Restore(params) => {
-            let confirmed = value(restore::restore(&params)?)?;
+            let confirmed = value(restore::restore(&params, &mut agent.space)?)?;
             hooks::run(agent, reply, Phase::AfterRestore, hooks::usual_timeout(), confirmed)
         }
         Request::HooksRun(wanted) => hooks::run(agent, reply, wanted.phase, wanted.timeout_ns, json!({})),

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::event::epoll::EventFlags;
+use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
@@ -126,6 +126,11 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
     }
     devices::find(&mut wanted.spec.linux)?;
     let filter = wanted.spec.linux.seccomp.as_ref().map(Filter::parse).transpose()?;
+    if own.user != agent.space.is_some() {
+        let has = if own.user { "the pod has none" } else { "the pod has one, which is its containers' too" };
+        return Err(Fault::new(Code::FailedPrecondition, format!("linux.namespaces: user: {has}")));
+    }
+    let root = agent.space.as_ref().map_or(Ok((0, 0)), |space| space.mappings.root())?;
     let pid_space = pid_space(agent, &own.pid)?;
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
     let cgroup = Cgroup::create(&wanted.id, &wanted.spec.linux.resources)?;
@@ -138,6 +143,8 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
         terminal: wanted.terminal,
         filter: filter.as_ref(),
         pid_space,
+        cgroup: &cgroup,
+        space: agent.space.as_ref().map(|space| &space.mappings),
     };
     // Never one that was used: what a removed container wrote goes by and by.
     let project = agent.next_project;
@@ -145,8 +152,9 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
     let launched = agent
         .filters
         .attach(&cgroup, &wanted.spec.linux.resources.devices)
-        .and_then(|()| rootfs::make_upper(&wanted.id, project))
-        .and_then(|counted| Ok((launch(&plan, &child_ends, &cgroup)?, counted)));
+        .and_then(|()| if wanted.spec.writes_cgroup() { cgroup.delegate(root) } else { Ok(()) })
+        .and_then(|()| rootfs::make_upper(&wanted.id, project, root))
+        .and_then(|counted| Ok((launch(&plan, agent.space.as_ref(), &child_ends)?, counted)));
     let (child, counted) = match launched {
         Ok(child) => child,
         Err(fault) => {
@@ -187,6 +195,11 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
     Ok(())
 }
 
+/// A child that tells nothing.
+fn nameless(who: Who) -> ChildState {
+    ChildState { who, status: None, waiting: None, streams: StreamIds::default(), nonce: 0, executed: false }
+}
+
 /// The process whose PID namespace is meant; None for one of the container's own.
 fn pid_space(agent: &mut Agent, wanted: &PidSpace) -> Outcome<Option<u32>> {
     match wanted {
@@ -198,18 +211,8 @@ fn pid_space(agent: &mut Agent, wanted: &PidSpace) -> Outcome<Option<u32>> {
         }
         PidSpace::Pod => {
             if agent.pause.is_none() {
-                let pid = pause::launch(&null_streams()?)?;
-                agent.children.insert(
-                    pid,
-                    ChildState {
-                        who: Who::Pause,
-                        status: None,
-                        waiting: None,
-                        streams: StreamIds::default(),
-                        nonce: 0,
-                        executed: true,
-                    },
-                );
+                let pid = pause::launch(&null_streams()?, agent.space.as_ref())?;
+                agent.children.insert(pid, nameless(Who::Pause));
                 agent.pause = Some(pid);
             }
             Ok(agent.pause)
@@ -281,6 +284,10 @@ pub fn delete(agent: &mut Agent, reply: Reply, id: &str, force: bool) -> Given {
         return Err(Fault::new(Code::FailedPrecondition, format!("container {id} is being deleted")));
     }
     container.deleting = Some(reply);
+    if container.state == State::Creating {
+        // In a pod's user namespace it may be what makes its init, outside of its cgroup.
+        let _ = sys::kill(container.pid.cast_signed(), libc::SIGKILL);
+    }
     container.cgroup.kill();
     Ok(None)
 }
@@ -305,17 +312,7 @@ fn clean(agent: &mut Agent, id: &str) -> std::io::Result<()> {
         let _ = sys::close_from(3);
         sys::exit_now(i32::from(trash::empty(&trash, usize::MAX).is_err()));
     };
-    agent.children.insert(
-        pid,
-        ChildState {
-            who: Who::Cleaner,
-            status: None,
-            waiting: None,
-            streams: StreamIds::default(),
-            nonce: 0,
-            executed: false,
-        },
-    );
+    agent.children.insert(pid, nameless(Who::Cleaner));
     Ok(())
 }
 
@@ -325,7 +322,9 @@ pub fn exec(agent: &mut Agent, reply: Reply, wanted: &ExecParams) -> Outcome<()>
     let container = find(agent, &wanted.container)?;
     in_state(container, &wanted.container, State::Running)?;
     let (child_ends, ends) = stdio(wanted.streams, wanted.terminal)?;
-    let child = launch_exec(&wanted.process, container, &child_ends, wanted.terminal)?;
+    let space = agent.space.as_ref().map(|space| &space.mappings);
+    let child =
+        launch_exec(&wanted.process, &agent.containers[&wanted.container], space, &child_ends, wanted.terminal)?;
     agent.watch(&child.status, Source::Status(child.pid), EventFlags::IN)?;
     attach(agent, wanted.streams, ends, End::Pipe);
     let id = agent.next_exec.to_string();
@@ -388,6 +387,11 @@ pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
     let Some(socket) = &child.status else { return false };
     match status::hear(socket) {
         Heard::Other(Report::Nothing) => false,
+        Heard::Replaced(other) => {
+            replace(agent, pid, other);
+            while hear_child(agent, other) {}
+            false
+        }
         Heard::Ready(master, user) => {
             if let Some(master) = master {
                 attach_terminal(agent, pid, master);
@@ -404,6 +408,31 @@ pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
             on_report(agent, pid, report);
             false
         }
+    }
+}
+
+/// The init that another process made goes on in its place; what made it has nothing more to tell.
+fn replace(agent: &mut Agent, maker: u32, init: u32) {
+    let Some(child) = agent.children.remove(&maker) else { return };
+    if let Some(status) = &child.status {
+        let token = EventData::new_u64(Source::Status(init).token());
+        let _ = epoll::modify(&agent.poll, status, token, EventFlags::IN);
+    }
+    if let Who::Init(id) = &child.who
+        && let Some(container) = agent.containers.get_mut(id)
+    {
+        container.pid = init;
+    }
+    agent.children.insert(init, child);
+    agent.children.insert(maker, nameless(Who::Cleaner));
+}
+
+/// Hears those whose inits may have been replaced: a process has ended that is none of the known.
+pub fn hear_siblings(agent: &mut Agent) {
+    let is_init = |child: &ChildState| matches!(child.who, Who::Init(_)) && child.status.is_some();
+    let inits: Vec<u32> = agent.children.iter().filter(|(_, child)| is_init(child)).map(|(pid, _)| *pid).collect();
+    for pid in inits {
+        while hear_child(agent, pid) {}
     }
 }
 

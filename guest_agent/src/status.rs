@@ -1,5 +1,6 @@
 //! What the agent and a child that is not yet its program say to each other, over a SEQPACKET socket that closes on exec:
-//! `R` ready (with the terminal's master, and uid, gid and groups of an init), `E<code>\n<message>` failed, `H<exit code>\n<name>` a hook has ended, `S` go on; the end of the stream is the exec.
+//! `P<pid>` another process goes on in the child's place, `R` ready (with the terminal's master, and uid, gid and groups of
+//! an init), `E<code>\n<message>` failed, `H<exit code>\n<name>` a hook has ended, `S` go on; the end of the stream is the exec.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -27,6 +28,7 @@ pub enum Report {
 }
 
 pub enum Heard {
+    Replaced(u32),
     Ready(Option<OwnedFd>, Option<Identity>),
     Hook(String, i32),
     Other(Report),
@@ -65,6 +67,10 @@ pub fn hear(socket: &OwnedFd) -> Heard {
             });
             Heard::Ready(fds.last(), identity(&bytes[1..count]))
         }
+        Some(b'P') => match std::str::from_utf8(&bytes[1..count]).ok().and_then(|text| text.parse().ok()) {
+            Some(pid) => Heard::Replaced(pid),
+            None => Heard::Other(Report::Failed(Fault::internal("a process names no pid"))),
+        },
         Some(b'H') => {
             let text = String::from_utf8_lossy(&bytes[1..count]);
             let (code, name) = text.split_once('\n').unwrap_or_default();
@@ -96,6 +102,13 @@ pub fn say_ready(socket: BorrowedFd<'_>, master: Option<&OwnedFd>, user: Option<
     rustix::net::sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)
         .map(drop)
         .doing(|| "report to the agent".to_owned())
+}
+
+/// Says who the caller is; /proc is still the agent's.
+pub fn say_replaced(socket: BorrowedFd<'_>) -> Outcome<()> {
+    let pid = std::fs::read_link("/proc/self").doing(|| "read /proc/self".to_owned())?;
+    let text = format!("P{}", pid.display());
+    rustix::net::send(socket, text.as_bytes(), SendFlags::NOSIGNAL).map(drop).doing(|| "report to the agent".to_owned())
 }
 
 pub fn say_hook(socket: BorrowedFd<'_>, name: &str, code: i32) -> Outcome<()> {

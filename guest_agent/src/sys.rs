@@ -10,10 +10,19 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 
 /// Forks into new namespaces (`CLONE_NEW*` bits) and a cgroup. None is the child.
 pub fn fork_into(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<u32>> {
+    fork(namespaces, libc::SIGCHLD, cgroup)
+}
+
+/// As [`fork_into`], but the new process's parent is the caller's, which is told of its end as of the caller's.
+pub fn fork_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<u32>> {
+    fork(namespaces | libc::CLONE_PARENT, 0, cgroup)
+}
+
+fn fork(flags: i32, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<u32>> {
     // SAFETY: clone_args is plain data; all zeros is its documented default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = namespaces as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.flags = u64::from(flags.cast_unsigned());
+    args.exit_signal = exit_signal as u64;
     if let Some(fd) = cgroup {
         const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
         args.flags |= CLONE_INTO_CGROUP;
@@ -268,10 +277,20 @@ pub fn forget_buffers(disk: BorrowedFd<'_>) -> io::Result<()> {
     check(libc::c_long::from(unsafe { libc::ioctl(disk.as_raw_fd(), BLKFLSBUF as _, 0) })).map(drop)
 }
 
-/// mount_setattr(2): read-only for a whole tree of mounts.
+/// Read-only for a whole tree of mounts.
 pub fn read_only_tree(mounted: BorrowedFd<'_>) -> io::Result<()> {
     const MOUNT_ATTR_RDONLY: u64 = 1;
-    let attributes = [MOUNT_ATTR_RDONLY, 0, 0, 0];
+    set_attributes(mounted, [MOUNT_ATTR_RDONLY, 0, 0, 0])
+}
+
+/// The owners of files in a whole tree of detached mounts are shown as a user namespace maps them.
+pub fn map_tree(tree: BorrowedFd<'_>, user: BorrowedFd<'_>) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    set_attributes(tree, [MOUNT_ATTR_IDMAP, 0, 0, u64::from(user.as_raw_fd().cast_unsigned())])
+}
+
+/// mount_setattr(2) on a tree of mounts; the members are what to set, what to clear, propagation, user namespace.
+fn set_attributes(mounted: BorrowedFd<'_>, attributes: [u64; 4]) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     // SAFETY: struct mount_attr is four u64; the empty path is NUL-terminated.
     check(unsafe {

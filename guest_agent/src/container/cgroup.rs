@@ -248,6 +248,19 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Gives it to who is root inside of a user namespace, to make groups in it: what the kernel says may be given away.
+    pub fn delegate(&self, owner: (u32, u32)) -> Outcome<()> {
+        let names = fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_default();
+        for path in names.lines().map(|name| self.path.join(name)).chain([self.path.clone()]) {
+            match std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1)) {
+                // Controllers that it does not have.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.doing(|| format!("owner of {}", path.display()))?,
+            }
+        }
+        Ok(())
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

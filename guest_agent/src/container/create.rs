@@ -5,15 +5,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::agent::Container;
 use crate::container::caps::Sets;
 use crate::container::cgroup::Cgroup;
+use crate::container::mounts::Users;
 use crate::container::namespaces::Own;
 use crate::container::seccomp::Filter;
 use crate::container::spec::{Process, Spec};
 use crate::container::user::{self, Identity};
+use crate::container::userns::{self, Mappings, Space};
 use crate::container::{exec, hooks, rootfs, tty};
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::hooks::Phase;
@@ -41,6 +44,9 @@ pub struct Plan<'a> {
     pub filter: Option<&'a Filter>,
     /// The process whose PID namespace it joins instead of having one of its own.
     pub pid_space: Option<u32>,
+    pub cgroup: &'a Cgroup,
+    /// Of the pod's user namespace, where it is in that.
+    pub space: Option<&'a Mappings>,
 }
 
 /// Runs `body` in a forked child; what it returns is reported as its failure.
@@ -77,37 +83,99 @@ fn who(process: &Process) -> Outcome<Identity> {
 }
 
 fn init<'a>(plan: &Plan<'a>, caps: &Sets, status: BorrowedFd<'_>) -> Outcome<exec::Ready<'a>> {
-    sys::new_session_keyring();
-    exec::set_oom_score(&plan.spec.process)?;
-    if plan.own.cgroup {
-        sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".to_owned())?;
+    let process = &plan.spec.process;
+    exec::set_oom_score(process)?;
+    match plan.space {
+        None => {
+            sys::new_session_keyring();
+            own_namespaces(plan, 0)?;
+            rootfs::isolate()?;
+            let parts = rootfs::prepare(plan.id, plan.layers, plan.spec, None)?;
+            rootfs::assemble(plan.spec, parts, false)?;
+        }
+        Some(mappings) => enter_space(plan, mappings, status)?,
     }
-    if let Some(hostname) = plan.spec.hostname.as_ref().filter(|_| plan.own.uts()) {
-        rustix::system::sethostname(hostname.as_bytes()).doing(|| format!("set the hostname {hostname:?}"))?;
-    }
-    rootfs::enter(plan.id, plan.layers, plan.spec)?;
     rootfs::seal(plan.spec)?;
-    let identity = who(&plan.spec.process)?;
+    let identity = who(process)?;
+    if let Some(mappings) = plan.space {
+        mappings.check_user(&identity)?;
+    }
     if plan.terminal {
-        console(&plan.spec.process, Some(&identity), status)?;
+        console(process, Some(&identity), status)?;
     } else {
         status::say_ready(status, None, Some(&identity))?;
     }
     if !status::wait_for_start(status) {
         sys::exit_now(0);
     }
-    let settled = exec::settle(&plan.spec.process, caps, &identity, plan.filter)?;
-    exec::Ready::find(&plan.spec.process, settled)
+    if plan.space.is_none() {
+        exec::set_limits(process)?;
+    }
+    let settled = exec::settle(process, caps, &identity, plan.filter)?;
+    exec::Ready::find(process, settled)
+}
+
+/// Makes the namespaces that are left to be made by the process that is in them, `flags` and the cgroup's.
+fn own_namespaces(plan: &Plan<'_>, flags: i32) -> Outcome<()> {
+    let flags = flags | if plan.own.cgroup { libc::CLONE_NEWCGROUP } else { 0 };
+    if flags != 0 {
+        sys::unshare(flags).doing(|| "make namespaces".to_owned())?;
+    }
+    if let Some(hostname) = plan.spec.hostname.as_ref().filter(|_| plan.own.uts()) {
+        rustix::system::sethostname(hostname.as_bytes()).doing(|| format!("set the hostname {hostname:?}"))?;
+    }
+    Ok(())
+}
+
+/// Enters the pod's user namespace, so that the namespaces made from then on belong to it. The calling process gets ready
+/// all that takes rights outside, and ends here: a sibling that it forks inside goes on, in a PID namespace of the user
+/// namespace's. That one tells the agent of itself first of all, and its maker waits for this, so that no end of either
+/// is taken for the other's.
+fn enter_space(plan: &Plan<'_>, mappings: &Mappings, status: BorrowedFd<'_>) -> Outcome<()> {
+    let user = sys::inherited_fd(exec::EXTRA);
+    rustix::io::fcntl_setfd(&user, rustix::io::FdFlags::CLOEXEC).doing(|| "keep the user namespace".to_owned())?;
+    rootfs::isolate()?;
+    let users = Users { user: user.as_fd(), mappings };
+    let parts = rootfs::prepare(plan.id, plan.layers, plan.spec, Some(&users))?;
+    let cgroup = plan.cgroup.open()?;
+    exec::set_limits(&plan.spec.process)?;
+    let (uid, gid) = mappings.root()?;
+    exec::own_streams(uid, Some(gid));
+    let (told, tell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
+    enter_user(user.as_fd())?;
+    let forked = sys::fork_sibling(plan.own.flags & libc::CLONE_NEWPID, Some(cgroup.as_fd()));
+    if forked.doing(|| "fork a process of the container".to_owned())?.is_some() {
+        drop(tell);
+        let _ = rustix::io::read(&told, &mut [0]);
+        sys::exit_now(0);
+    }
+    status::say_replaced(status)?;
+    drop((told, tell));
+    let _ = rustix::process::setsid();
+    userns::become_root()?;
+    sys::new_session_keyring();
+    own_namespaces(plan, plan.own.flags & !libc::CLONE_NEWPID)?;
+    rootfs::assemble(plan.spec, parts, true)
+}
+
+fn enter_user(user: BorrowedFd<'_>) -> Outcome<()> {
+    sys::setns(user, libc::CLONE_NEWUSER).doing(|| "enter the pod's user namespace".to_owned())
 }
 
 /// Forks a container's init; it reports ready once its root is entered.
-pub fn launch(plan: &Plan<'_>, stdio: &Stdio, cgroup: &Cgroup) -> Outcome<Child> {
+pub fn launch(plan: &Plan<'_>, space: Option<&Space>, stdio: &Stdio) -> Outcome<Child> {
     let caps = Sets::parse(plan.spec.process.capabilities.as_ref())?;
     let (ours, theirs) = status::pair()?;
-    let cgroup = cgroup.open()?;
-    let space = plan.pid_space.map(process_fd).transpose()?;
-    let forked = fork_beside(space.as_ref().map(AsFd::as_fd), plan.own.flags, &cgroup)?;
-    let Some(pid) = forked else { child(stdio, &theirs, None, |status| init(plan, &caps, status)) };
+    let target = plan.pid_space.map(process_fd).transpose()?;
+    // What is forked for a user namespace is none of the container's processes yet.
+    let (flags, cgroup) = match space {
+        None => (plan.own.flags, Some(plan.cgroup.open()?)),
+        Some(_) => (libc::CLONE_NEWNS, None),
+    };
+    let forked = fork_beside(target.as_ref().map(AsFd::as_fd), flags, cgroup.as_ref())?;
+    let Some(pid) = forked else {
+        child(stdio, &theirs, space.map(|space| space.user.as_fd()), |status| init(plan, &caps, status))
+    };
     Ok(Child { pid, status: ours })
 }
 
@@ -120,7 +188,7 @@ fn process_fd(pid: u32) -> Outcome<OwnedFd> {
 }
 
 /// Forks into the PID namespace of a process, if one is given. None is the child.
-fn fork_beside(target: Option<BorrowedFd<'_>>, flags: i32, cgroup: &OwnedFd) -> Outcome<Option<u32>> {
+fn fork_beside(target: Option<BorrowedFd<'_>>, flags: i32, cgroup: Option<&OwnedFd>) -> Outcome<Option<u32>> {
     // The pid namespace counts for children alone: it is joined before the fork, and left again after it.
     let home = match target {
         Some(target) => {
@@ -130,7 +198,7 @@ fn fork_beside(target: Option<BorrowedFd<'_>>, flags: i32, cgroup: &OwnedFd) -> 
         }
         None => None,
     };
-    let forked = sys::fork_into(flags, Some(cgroup.as_fd()));
+    let forked = sys::fork_into(flags, cgroup.map(AsFd::as_fd));
     if let (Some(home), false) = (home, matches!(forked, Ok(None))) {
         sys::setns(home.as_fd(), libc::CLONE_NEWPID).doing(|| "leave the container's pid namespace".to_owned())?;
     }
@@ -141,12 +209,22 @@ fn fork_beside(target: Option<BorrowedFd<'_>>, flags: i32, cgroup: &OwnedFd) -> 
     }
 }
 
-fn join_namespaces(process: &Process) -> Outcome<()> {
-    sys::new_session_keyring();
+fn join_namespaces(process: &Process, space: Option<&Mappings>) -> Outcome<()> {
     exec::set_oom_score(process)?;
+    exec::set_limits(process)?;
     let target = sys::inherited_fd(exec::EXTRA);
     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
-    enter(target.as_fd(), kinds, "namespaces")
+    match space {
+        None => enter(target.as_fd(), kinds, "namespaces")?,
+        Some(mappings) => {
+            let (uid, gid) = mappings.root()?;
+            exec::own_streams(uid, Some(gid));
+            enter(target.as_fd(), kinds | libc::CLONE_NEWUSER, "namespaces")?;
+            userns::become_root()?;
+        }
+    }
+    sys::new_session_keyring();
+    Ok(())
 }
 
 /// Joins namespaces of a container's init, which may be ending: its namespaces admit nobody then, at first with an
@@ -165,32 +243,37 @@ fn ended() -> Fault {
 
 fn join<'a>(
     process: &Process,
+    space: Option<&Mappings>,
     caps: &Sets,
-    filter: Option<&'a Filter>,
-    terminal: bool,
-    status: BorrowedFd<'_>,
+    container: &'a Container,
+    terminal: Option<BorrowedFd<'_>>,
 ) -> Outcome<exec::Ready<'a>> {
-    join_namespaces(process)?;
-    if terminal {
+    join_namespaces(process, space)?;
+    if let Some(status) = terminal {
         console(process, None, status)?;
     }
-    let settled = exec::settle(process, caps, &who(process)?, filter)?;
+    let settled = exec::settle(process, caps, &who(process)?, container.filter.as_ref())?;
     exec::Ready::find(process, settled)
 }
 
 /// Forks a further process into the container.
-pub fn launch_exec(process: &Process, container: &Container, stdio: &Stdio, terminal: bool) -> Outcome<Child> {
+pub fn launch_exec(
+    process: &Process,
+    container: &Container,
+    space: Option<&Mappings>,
+    stdio: &Stdio,
+    terminal: bool,
+) -> Outcome<Child> {
     let caps = Sets::parse(process.capabilities.as_ref())?;
-    let filter = container.filter.as_ref();
-    launch_into(container, stdio, |status| join(process, &caps, filter, terminal, status))
+    launch_into(container, stdio, |status| join(process, space, &caps, container, terminal.then_some(status)))
 }
 
 /// Forks a child into the container, which runs the hooks as the container's own user.
-pub fn launch_hooks(container: &Container, stdio: &Stdio, phase: Phase) -> Outcome<Child> {
+pub fn launch_hooks(container: &Container, space: Option<&Mappings>, stdio: &Stdio, phase: Phase) -> Outcome<Child> {
     let process = &container.process;
     let caps = Sets::parse(process.capabilities.as_ref())?;
     launch_into(container, stdio, |status| {
-        join_namespaces(process)?;
+        join_namespaces(process, space)?;
         let (env, seal) = exec::settle(process, &caps, &who(process)?, container.filter.as_ref())?;
         hooks::run(phase, &env, &seal, status)?;
         sys::exit_now(0)
@@ -205,7 +288,7 @@ fn launch_into<'a>(
     let (ours, theirs) = status::pair()?;
     let cgroup = container.cgroup.open()?;
     let target = process_fd(container.pid)?;
-    let forked = fork_beside(Some(target.as_fd()), 0, &cgroup)?;
+    let forked = fork_beside(Some(target.as_fd()), 0, Some(&cgroup))?;
     let Some(pid) = forked else { child(stdio, &theirs, Some(target.as_fd()), body) };
     Ok(Child { pid, status: ours })
 }

@@ -2,11 +2,13 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, symlinkat};
 use rustix::io::Errno;
 
+use crate::container::mounts::{self, Users};
 use crate::container::paths::{self, Wanted};
-use crate::container::spec::{Device, DeviceRule, Linux};
+use crate::container::spec::{Device, DeviceRule, Linux, Mount};
+use crate::container::userns;
 use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::scsi;
 
@@ -20,6 +22,9 @@ const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd/2", "stderr"),
     ("pts/ptmx", "ptmx"),
 ];
+
+/// The root below which a /dev is made ready; in the mount namespace of the process that does it alone.
+const STAGE: &str = "/run/thaw/stage";
 
 fn present_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
@@ -55,8 +60,29 @@ pub fn find(linux: &mut Linux) -> Outcome<()> {
     Ok(())
 }
 
+/// Whether it is the mount of a /dev of the container's own.
+pub fn is_dev(entry: &Mount) -> bool {
+    entry.destination.trim_end_matches('/') == "/dev" && entry.kind == "tmpfs"
+}
+
+/// A detached /dev with its nodes for a container in a user namespace; `mount` mounts its tmpfs. The nodes' owners are
+/// the user namespace's, by the numbers that they would have without.
+pub fn stage(wanted: &[Device], users: &Users<'_>, mount: impl FnOnce(&str) -> Outcome<()>) -> Outcome<OwnedFd> {
+    let path = format!("{STAGE}/dev");
+    std::fs::create_dir_all(&path).doing(|| format!("create {path}"))?;
+    mount(&path)?;
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let open = |path: &str| rustix::fs::open(path, flags, Mode::empty()).doing(|| format!("open {path}"));
+    let dev = open(&path)?;
+    nodes(&open(STAGE)?, &dev, wanted)?;
+    let tree = mounts::clone_tree(&dev, false, &path)?;
+    userns::map_tree(tree.as_fd(), users.user, &path)?;
+    Ok(tree)
+}
+
 /// Fills /dev. Without a tmpfs of its own there, nodes would lie on the overlay, where none works: only links are made.
-pub fn make(root: &OwnedFd, wanted: &[Device], own_dev: bool) -> Outcome<()> {
+/// `staged` says that its nodes are there.
+pub fn make(root: &OwnedFd, wanted: &[Device], own_dev: bool, staged: bool) -> Outcome<()> {
     let dev = paths::ensure(root.as_fd(), "/dev", Wanted::Directory)?;
     for (target, name) in LINKS {
         present_is_fine(symlinkat(target, &dev, name)).doing(|| format!("link /dev/{name}"))?;
@@ -67,9 +93,13 @@ pub fn make(root: &OwnedFd, wanted: &[Device], own_dev: bool) -> Outcome<()> {
         }
         return Err(Fault::invalid("linux.devices: they need a tmpfs at /dev"));
     }
+    if staged { Ok(()) } else { nodes(root, &dev, wanted) }
+}
+
+fn nodes(root: &OwnedFd, dev: &OwnedFd, wanted: &[Device]) -> Outcome<()> {
     for (name, major, minor) in DEFAULTS {
         let mode = Mode::from_raw_mode(0o666);
-        present_is_fine(mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)))
+        present_is_fine(mknodat(dev, name, FileType::CharacterDevice, mode, makedev(major, minor)))
             .doing(|| format!("make /dev/{name}"))?;
     }
     for device in wanted {

@@ -40,7 +40,8 @@ const RESOURCES: [(&str, Resource); 16] = [
 /// Soft and hard limit of a process's descriptors where it asks for none: systemd's, and so containerd's.
 pub const DESCRIPTORS: (u64, u64) = (1024, 524_288);
 
-fn set_limits(process: &Process) -> Outcome<()> {
+/// Outside of user namespaces: inside nobody may raise a limit.
+pub fn set_limits(process: &Process) -> Outcome<()> {
     // The agent's own is higher.
     let (soft, hard) = DESCRIPTORS;
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: Some(hard) })
@@ -117,11 +118,12 @@ fn look_path(process: &Process) -> Outcome<String> {
 }
 
 /// The streams belong to the user, so that `/dev/stdout` can be opened again. The guest's /dev/null does not.
-fn own_streams(uid: u32, null: u64) {
-    let owner = Some(rustix::process::Uid::from_raw(uid));
+pub fn own_streams(uid: u32, gid: Option<u32>) {
+    let null = std::fs::metadata("/dev/null").map_or(0, |data| data.rdev());
+    let owner = (Some(rustix::process::Uid::from_raw(uid)), gid.map(rustix::process::Gid::from_raw));
     for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
         if rustix::fs::fstat(stream).is_ok_and(|data| data.st_rdev != null || null == 0) {
-            let _ = rustix::fs::fchown(stream, owner, None);
+            let _ = rustix::fs::fchown(stream, owner.0, owner.1);
         }
     }
 }
@@ -134,18 +136,16 @@ pub struct Ready<'a> {
     seal: Seal<'a>,
 }
 
-/// Becomes the process's user with its limits and capabilities, in its working directory; its environment, and what is
-/// to be done right before the exec.
+/// Becomes the process's user with its capabilities, in its working directory; its environment, and what is to be done
+/// right before the exec.
 pub fn settle<'a>(
     process: &Process,
     caps: &Sets,
     identity: &Identity,
     filter: Option<&'a Filter>,
 ) -> Outcome<(Vec<CString>, Seal<'a>)> {
-    set_limits(process)?;
     if identity.uid != 0 {
-        let null = std::fs::metadata("/dev/null").map_or(0, |data| data.rdev());
-        own_streams(identity.uid, null);
+        own_streams(identity.uid, None);
     }
     if process.no_new_privileges {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).doing(|| "set no_new_privs".to_owned())?;
@@ -219,5 +219,5 @@ pub fn take_descriptors(
 
 /// Where a child finds its status socket.
 pub const STATUS: i32 = 3;
-/// Where a child finds the process whose namespaces it joins.
+/// Where a child finds the process whose namespaces it joins, or an init the user namespace that it enters.
 pub const EXTRA: i32 = 4;

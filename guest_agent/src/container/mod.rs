@@ -19,3 +19,4 @@ pub mod spec;
 pub mod trash;
 pub mod tty;
 pub mod user;
+pub mod userns;

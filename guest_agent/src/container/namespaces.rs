@@ -27,6 +27,8 @@ pub struct Own {
     /// Its root is the cgroup of the process that makes it, so it is made once the child is in its cgroup.
     pub cgroup: bool,
     pub pid: PidSpace,
+    /// Whether it is in the pod's user namespace, and not in the guest's.
+    pub user: bool,
 }
 
 impl Own {
@@ -68,6 +70,7 @@ impl Own {
                 }
                 "mount" => own.flags |= libc::CLONE_NEWNS,
                 "ipc" | "uts" | "cgroup" | "network" if shared => {}
+                "user" if shared => own.user = true,
                 "ipc" => own.flags |= libc::CLONE_NEWIPC,
                 "uts" => own.flags |= libc::CLONE_NEWUTS,
                 "cgroup" => own.cgroup = true,
@@ -99,7 +102,8 @@ mod tests {
     fn own_and_shared() {
         let own = parse(r#"[{"type":"pid"},{"type":"mount"},{"type":"uts","path":"pod"},{"type":"cgroup"}]"#).unwrap();
         assert_eq!(own.flags, libc::CLONE_NEWNS | libc::CLONE_NEWPID);
-        assert!(own.cgroup && !own.uts());
+        assert!(own.cgroup && !own.uts() && !own.user);
+        assert!(parse(r#"[{"type":"pid"},{"type":"mount"},{"type":"user","path":"pod"}]"#).unwrap().user);
     }
 
     #[test]
@@ -116,6 +120,7 @@ mod tests {
         let fault = parse(r#"[{"type":"pid"},{"type":"mount","path":"pod"}]"#).unwrap_err();
         assert_eq!(fault.code, Code::Unimplemented);
         assert!(parse(r#"[{"type":"user"}]"#).unwrap_err().message.contains("user"));
+        assert!(parse(r#"[{"type":"user","path":"/x"}]"#).unwrap_err().message.contains("user"));
         assert!(parse(r#"[{"type":"pid","path":"/proc/1/ns/pid"},{"type":"mount"}]"#).is_err());
         assert!(parse(r#"[{"type":"ipc","path":"/proc/1/ns/ipc"}]"#).is_err());
     }

@@ -1,4 +1,7 @@
 //! The container's root: an overlay of squashfs layers, its mounts, and pivot_root into it.
+//!
+//! First all that it is made of is got ready, as detached mounts, where the whole guest can be reached; then it is put
+//! together. In between, what is in a user namespace enters it, and can reach nothing any more but what it was given.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,19 +13,21 @@ use rustix::mount::{
     mount_remount, unmount,
 };
 
+use crate::container::mounts::Users;
 use crate::container::spec::Spec;
-use crate::container::{devices, mounts, paths};
+use crate::container::{devices, mounts, paths, userns};
 use crate::fault::{Doing, Fault, Outcome};
-use crate::sys;
+use crate::{storage, sys};
 
 pub const LAYERS: &str = "/run/thaw/layers";
 pub const SCRATCH: &str = "/run/thaw/scratch";
 pub const ROOTFS: &str = "/run/thaw/rootfs";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Makes the writable folders of a container, in the agent, so that their removal is the agent's too. Without a
-/// mounted scratch disk they lie on the tmpfs below its mount point. True when what is written there is counted for the
-/// project.
-pub fn make_upper(id: &str, project: u32) -> Outcome<bool> {
+/// mounted scratch disk they lie on the tmpfs below its mount point. `owner`, user and group, is who root is inside. True
+/// when what is written there is counted for the project.
+pub fn make_upper(id: &str, project: u32, owner: (u32, u32)) -> Outcome<bool> {
     let folder = format!("{SCRATCH}/{id}");
     std::fs::create_dir_all(&folder).doing(|| format!("create {folder}"))?;
     // Before there is anything in it: all that is made below inherits the project.
@@ -30,6 +35,10 @@ pub fn make_upper(id: &str, project: u32) -> Outcome<bool> {
     for folder in ["upper", "work"] {
         let path = format!("{SCRATCH}/{id}/{folder}");
         std::fs::create_dir_all(&path).doing(|| format!("create {path}"))?;
+    }
+    if owner != (0, 0) {
+        let upper = format!("{folder}/upper");
+        std::os::unix::fs::chown(&upper, Some(owner.0), Some(owner.1)).doing(|| format!("owner of {upper}"))?;
     }
     Ok(counted)
 }
@@ -56,8 +65,28 @@ fn overlay(id: &str, layers: &[String]) -> Outcome<OwnedFd> {
     let data = CString::new(data).map_err(|_| Fault::invalid("layers: a name contains a NUL byte"))?;
     // nodev: a device node in an image or made by the container reaches no device; /dev is a tmpfs of ours.
     mount("overlay", ROOTFS, "overlay", MountFlags::NODEV, data.as_c_str()).doing(|| "mount the overlay".to_owned())?;
+    open_root()
+}
+
+fn open_root() -> Outcome<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     rustix::fs::open(ROOTFS, flags, Mode::empty()).doing(|| format!("open {ROOTFS}"))
+}
+
+/// Covers the layers by mounts of their own whose files have the owners that the user namespace gives them; overlayfs
+/// itself cannot be mounted so.
+fn map_layers<'a>(layers: impl Iterator<Item = &'a str>, users: &Users<'_>) -> Outcome<()> {
+    let mut seen = std::collections::HashSet::new();
+    for layer in layers.filter(|layer| seen.insert(*layer)) {
+        storage::check_name(layer)?;
+        let path = format!("{LAYERS}/{layer}");
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let mounted = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+        let tree = mounts::clone_tree(&mounted, false, &path)?;
+        userns::map_tree(tree.as_fd(), users.user, &path)?;
+        mounts::attach(&tree, &mounted, &path)?;
+    }
+    Ok(())
 }
 
 pub fn pivot(root: &OwnedFd) -> Outcome<()> {
@@ -70,25 +99,67 @@ pub fn pivot(root: &OwnedFd) -> Outcome<()> {
     rustix::process::chdir("/").doing(|| "chdir /".to_owned())
 }
 
-/// Builds the root and moves the calling process into it, which has its own mount namespace and whose umask is cleared:
-/// device nodes are made with the very modes asked for.
-pub fn enter(id: &str, layers: &[String], spec: &Spec) -> Outcome<()> {
+/// What a root is made of.
+pub struct Parts {
+    /// The overlay, mounted, or detached for who is in a user namespace.
+    root: OwnedFd,
+    /// What is mounted of the guest's, beside each of the specification's mounts that takes something.
+    trees: Vec<Option<OwnedFd>>,
+    boot_id: Option<OwnedFd>,
+}
+
+/// Cuts the calling process's own mount namespace off, and clears its umask: device nodes are made with the very modes
+/// asked for.
+pub fn isolate() -> Outcome<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .doing(|| "make / private".to_owned())?;
     rustix::process::umask(Mode::empty());
-    let root = overlay(id, layers)?;
-    for entry in &spec.mounts {
-        mounts::carry_out(&root, entry)?;
+    Ok(())
+}
+
+/// Gets ready what the root is made of, in the calling process's own mount namespace. `users` says how the files'
+/// owners are mapped, where they are.
+pub fn prepare(id: &str, layers: &[String], spec: &Spec, users: Option<&Users<'_>>) -> Outcome<Parts> {
+    let mut root = None;
+    if let Some(users) = users {
+        // Where anything covers a part of /proc, no user namespace may mount one.
+        let _ = unmount(BOOT_ID, UnmountFlags::DETACH);
+        let images = spec.mounts.iter().filter(|entry| entry.kind == "image");
+        let wanted = layers.iter().map(String::as_str).chain(images.flat_map(|entry| entry.source.split(':')));
+        map_layers(wanted, users)?;
+        root = Some(mounts::clone_tree(&overlay(id, layers)?, false, ROOTFS)?);
     }
-    let own_dev =
-        spec.mounts.iter().any(|entry| entry.destination.trim_end_matches('/') == "/dev" && entry.kind == "tmpfs");
-    devices::make(&root, &spec.linux.devices, own_dev)?;
+    let root = root.map_or_else(|| overlay(id, layers), Ok)?;
+    let trees = spec
+        .mounts
+        .iter()
+        .map(|entry| mounts::prepare(entry, &spec.linux.devices, users))
+        .collect::<Outcome<Vec<_>>>()?;
+    let mut boot_id = None;
     if spec.mounts.iter().any(|entry| entry.kind == "proc") {
-        let boot_id = "/run/thaw/identity/boot_id";
-        if std::fs::metadata(boot_id).is_ok_and(|data| data.len() > 0) {
-            let target = paths::ensure(root.as_fd(), "/proc/sys/kernel/random/boot_id", paths::Wanted::File)?;
-            mount_bind(boot_id, paths::by_fd(&target)).doing(|| "bind the boot id".to_owned())?;
+        let path = "/run/thaw/identity/boot_id";
+        if std::fs::metadata(path).is_ok_and(|data| data.len() > 0) {
+            boot_id = Some(mounts::identity("boot_id", users)?);
         }
+    }
+    Ok(Parts { root, trees, boot_id })
+}
+
+/// Builds the root and moves the calling process into it, which has its own mount namespace; `within` says whether this
+/// is a user namespace's.
+pub fn assemble(spec: &Spec, parts: Parts, within: bool) -> Outcome<()> {
+    let mut root = parts.root;
+    if within {
+        mounts::attach(&root, &open_root()?, ROOTFS)?;
+        root = open_root()?;
+    }
+    for (entry, tree) in spec.mounts.iter().zip(parts.trees) {
+        mounts::carry_out(&root, entry, tree.as_ref())?;
+    }
+    devices::make(&root, &spec.linux.devices, spec.mounts.iter().any(devices::is_dev), within)?;
+    if let Some(tree) = parts.boot_id {
+        let target = paths::ensure(root.as_fd(), BOOT_ID, paths::Wanted::File)?;
+        mounts::attach(&tree, &target, "the boot id")?;
     }
     pivot(&root)
 }

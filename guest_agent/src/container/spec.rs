@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::container::userns::{IdMapping, Mappings};
 use crate::fault::{Code, Fault, Outcome};
 
 #[derive(Debug, Deserialize)]
@@ -120,6 +121,20 @@ pub struct Mount {
     pub source: String,
     #[serde(default)]
     pub options: Vec<String>,
+    #[serde(default)]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default)]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+impl Mount {
+    /// How the owners of its files are shown, where that is asked for.
+    pub fn mappings(&self) -> Option<Mappings> {
+        if self.uid_mappings.is_empty() && self.gid_mappings.is_empty() {
+            return None;
+        }
+        Some(Mappings { uid_mappings: self.uid_mappings.clone(), gid_mappings: self.gid_mappings.clone() })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -277,12 +292,25 @@ impl Process {
 }
 
 impl Spec {
+    /// Whether the container may make groups of its own below its cgroup.
+    pub fn writes_cgroup(&self) -> bool {
+        let is_cgroup = |mount: &&Mount| mount.kind.starts_with("cgroup");
+        self.mounts.iter().filter(is_cgroup).any(|mount| mount.options.iter().any(|option| option == "rw"))
+    }
+
     pub fn check(&self) -> Outcome<()> {
         self.process.check()?;
         refuse_label("linux.mountLabel", self.linux.mount_label.as_ref())?;
         for mount in &self.mounts {
             if !mount.destination.starts_with('/') {
                 return Err(Fault::invalid(format!("mounts: destination {:?} is not absolute", mount.destination)));
+            }
+            if let Some(mappings) = mount.mappings() {
+                mappings.check()?;
+                if mount.kind != "bind" {
+                    let text = format!("mounts: {}: only a bind takes id mappings", mount.destination);
+                    return Err(Fault::invalid(text));
+                }
             }
         }
         Ok(())
