@@ -13,6 +13,7 @@ from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 
 MS_RDONLY: Final = 1
@@ -156,11 +157,16 @@ class _MountAttr(ctypes.Structure):
 
 
 def restrict_mount(
-    descriptor: int, attributes: int, *, recursive: bool = True, propagation: int = 0
+    descriptor: int,
+    attributes: int,
+    *,
+    recursive: bool = True,
+    propagation: int = 0,
+    user_namespace: int = 0,
 ) -> None:
     """Add MOUNT_ATTR_* to the mount behind `descriptor`, and to those below it, and give them a
-    propagation (MS_PRIVATE, MS_SLAVE). Linux 5.12."""
-    attr = _MountAttr(attributes, 0, propagation, 0)
+    propagation (MS_PRIVATE, MS_SLAVE). `user_namespace` goes with MOUNT_ATTR_IDMAP. Linux 5.12."""
+    attr = _MountAttr(attributes, 0, propagation, user_namespace)
     _check(
         _libc.syscall(
             ctypes.c_long(_SYS_MOUNT_SETATTR),

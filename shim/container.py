@@ -31,8 +31,8 @@ from hostlib.errors import (
     ThawError,
     Unavailable,
 )
-from hostlib.tasks import Tasks
-from shim import records, sandbox
+from hostlib.tasks import Tasks, in_thread
+from shim import owners, records, sandbox
 from shim.attach import Audience, Client
 from shim.disks import Disks
 from shim.laps import Laps
@@ -139,6 +139,9 @@ class Container:
                     self._kept.append(mount.name)
                     plan.place_volume(mount, place)
                     continue
+                if mount.owners is not None:
+                    worker = self._vm.worker_uid
+                    await in_thread(owners.apply, mount.owners, tree, worker, mount.path)
                 sandbox.attach_share(self._folder / "share", mount, tree)
                 self._shares.append(mount.name)
             if self._shares:

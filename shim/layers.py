@@ -46,6 +46,8 @@ class Agent(Protocol):
 class Machine(Protocol):
     """What is asked of the VM here."""
 
+    worker_uid: int
+
     @property
     def agent(self) -> Any: ...
 

@@ -173,9 +173,10 @@ class Pod:
     # -- bind and stop ---------------------------------------------------------------------
 
     async def bind(
-        self, record: PodRecord, network: Wire, identity: Wire
+        self, record: PodRecord, network: Wire, identity: Wire, users: Wire | None = None
     ) -> tuple[list[str], dict[str, int]]:
-        """Make the VM this pod's; the steps done, and their times in nanoseconds.
+        """Make the VM this pod's; the steps done, and their times in nanoseconds. `users` are the
+        mappings of its user namespace.
 
         Raises `FailedPrecondition` when the VM is another pod's or dead. On any other error the VM
         is killed, and the pod recorded as stopped with the reason.
@@ -186,25 +187,25 @@ class Pod:
             if self.record is not None:
                 raise FailedPrecondition(f"the VM is bound to pod {self.record.id[:12]}")
             try:
-                return await self._bind(record, network, identity)
+                return await self._bind(record, network, identity, users)
             except BaseException as error:
                 said = error.message if isinstance(error, ThawError) else repr(error)
                 await asyncio.shield(self._over(f"the pod was not started: {said}", EXIT_UNKNOWN))
                 raise
 
     async def _bind(
-        self, record: PodRecord, network: Wire, identity: Wire
+        self, record: PodRecord, network: Wire, identity: Wire, users: Wire | None
     ) -> tuple[list[str], dict[str, int]]:
         # The one write that makes the VM the pod's: before it the VM is anybody's.
         record = dataclasses.replace(record, state="ready", stopped_at=0, reason="")
         await failpoint.hit("pod.bind")
         records.write(self._folder, record)
         self.record = record
-        timings = await self._restore(network, identity)
+        timings = await self._restore(network, identity, users)
         self._save_vm(state="running")
         return list(restore.STEPS), timings
 
-    async def _restore(self, network: Wire, identity: Wire) -> dict[str, int]:
+    async def _restore(self, network: Wire, identity: Wire, users: Wire | None) -> dict[str, int]:
         laps = Laps()
         with restore.naming("verify"):
             await failpoint.hit("restore.verify")
@@ -217,7 +218,7 @@ class Pod:
         laps.lap("vmgenid")
         await self.vm.resume()
         laps.lap("resume")
-        laps.note(await restore.restore_guest(self.vm, network, identity))
+        laps.note(await restore.restore_guest(self.vm, network, identity, users))
         laps.lap("guest")
         with restore.naming("ready"):
             await failpoint.hit("restore.ready")

@@ -253,7 +253,10 @@ class Shim:
         pod = self._require()
         record = records.from_dict(PodRecord, params.get("pod"))
         steps, timings = await pod.bind(
-            record, read.object_of(params, "network"), read.object_of(params, "identity")
+            record,
+            read.object_of(params, "network"),
+            read.object_of(params, "identity"),
+            read.object_of(params, "user_namespace") if "user_namespace" in params else None,
         )
         return Answer({"steps": steps, "timings": timings})
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from hostlib import linux
 from hostlib.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from shim.owners import Owners
 from vmm import sparse
 
 _FICLONE: Final = 0x40049409
@@ -54,7 +55,8 @@ class OwnVolume:
 class SharedMount:
     """A mount in the VM's shared folder. `recursive` says that what is mounted below it is
     read-only too, `follows` that what the host mounts below it later is seen. One that is
-    `published`, or is the guest's `own`, lives in the guest where it can (`shim.volumes`)."""
+    `published`, or is the guest's `own`, lives in the guest where it can (`shim.volumes`); where
+    not, its files have `owners`, if they are not to be as on the host, where it is at `path`."""
 
     name: str
     read_only: bool
@@ -62,6 +64,8 @@ class SharedMount:
     follows: bool = False
     published: bool = False
     own: OwnVolume | None = None
+    owners: Owners | None = None
+    path: str = ""
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> SharedMount:
@@ -77,6 +81,8 @@ class SharedMount:
             follows=data.get("follows") is True,
             published=data.get("published") is True,
             own=None if own is None else OwnVolume.parse(own),
+            owners=Owners.parse(data["owners"]) if "owners" in data else None,
+            path=str(data.get("path", "")),
         )
 
 

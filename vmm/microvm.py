@@ -77,6 +77,8 @@ class MicroVM:
         self.state = State.NEW
         self.most: MachineShape | None = None
         """What it can become (`vmm.growth`)."""
+        self.worker_uid = 0
+        """The user and group that QEMU runs as."""
         self.exited: asyncio.Future[ExitReason] = process.exited
         self.exited.add_done_callback(self._on_exit)
 
@@ -158,6 +160,7 @@ class MicroVM:
             ours.pop_all()
         vm = cls(process, qmp[0], serial, open_agent)
         vm.most = shape.most(accel.name)
+        vm.worker_uid = confinement.uid
         try:
             sock, vm._qmp_sock = qmp[0], None
             vm._qmp = await vm._while_alive(Qmp.connect(sock))

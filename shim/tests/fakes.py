@@ -83,6 +83,7 @@ class FakeVM:
         self.agent.answers["container.kill"] = self._kill_container
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.pid = 2**22 + 1
+        self.worker_uid = 0x70001234
         self.slots: dict[int, Path | int] = {}
         self.running = False
         self.attach_error: ThawError | None = None
