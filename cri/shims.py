@@ -59,8 +59,12 @@ class RemoteShim:
             raise Internal("the shim sent no RAM")
         return str(reply.result.get("key")), reply.fds[0]
 
-    async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire:
-        params = {"pod": to_dict(pod), "network": network, "identity": identity}
+    async def bind(
+        self, pod: PodRecord, network: Wire, identity: Wire, users: Wire | None = None
+    ) -> Wire:
+        params: Wire = {"pod": to_dict(pod), "network": network, "identity": identity}
+        if users is not None:
+            params["user_namespace"] = users
         return (await self._call("bind", params, timeout=self._timeouts.bind_seconds)).result
 
     async def pod_update(self, config: Wire) -> None:

@@ -115,6 +115,8 @@ class Sources:
             "recursive": mount.recursive,
             "follows": mount.follows,
         }
+        if mount.owners is not None:
+            share |= {"path": mount.host_path, "owners": mount.owners.to_oci()}
         if not nested and stat.S_ISDIR(mode):
             if mount.readonly and os.path.islink(os.path.join(path, _PUBLISHED)):
                 share["published"] = True

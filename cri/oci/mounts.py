@@ -9,12 +9,16 @@ from typing import Any, Final
 
 from cri.api import v1_pb2 as v1
 from cri.oci.security import OTHER_RUNTIME
-from hostlib.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri.oci.user_namespace import Mappings, of_mount
+from hostlib.errors import FailedPrecondition, InvalidArgument
 
 SHARE: Final = "/run/thaw/share"
 IDENTITY: Final = "/run/thaw/identity"
 GENERATION: Final = "/run/thaw/generation"
 """Where a container finds a UUID that changes, in place, with every restore."""
+
+_TERMINALS: Final = 5
+"""The group of terminals, "tty" in every distribution."""
 
 _SEALED: Final = ("ro", "nosuid", "nodev", "noexec")
 
@@ -33,6 +37,8 @@ class HostMount:
     """Whether what is mounted below it is read-only too."""
     follows: bool = False
     """Whether what the host mounts below it later is seen (HOST_TO_CONTAINER)."""
+    owners: Mappings | None = None
+    """How the owners of its files are shown, where not as they are."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,13 @@ class Mounts:
     images: tuple[ImageMount, ...]
 
 
-def mounts(container_id: str, config: v1.ContainerConfig) -> Mounts:
-    """What the container mounts. Raises `InvalidArgument`, `Unimplemented`,
-    `FailedPrecondition`."""
+def mounts(container_id: str, config: v1.ContainerConfig, users: Mappings | None = None) -> Mounts:
+    """What the container mounts; `users` are its pod's, where it has a user namespace. Raises
+    `InvalidArgument`, `FailedPrecondition`."""
     security = config.linux.security_context
-    asked, host, images = _asked_mounts(container_id, config.mounts)
+    asked, host, images = _asked_mounts(container_id, config.mounts, users)
     defaults = [
-        *_default_mounts(security),
+        *_default_mounts(security, users),
         *_identity_mounts(config.mounts, readonly=security.readonly_rootfs),
     ]
     # First, so that a volume at /run covers it, and no mount point is made in the volume.
@@ -72,7 +78,9 @@ def mounts(container_id: str, config: v1.ContainerConfig) -> Mounts:
     return Mounts([generation, *_order(defaults, asked)], tuple(host), tuple(images))
 
 
-def _default_mounts(security: v1.LinuxContainerSecurityContext) -> list[dict[str, Any]]:
+def _default_mounts(
+    security: v1.LinuxContainerSecurityContext, users: Mappings | None
+) -> list[dict[str, Any]]:
     system = ["nosuid", "noexec", "nodev"]
     access = "rw" if security.privileged else "ro"
     if security.namespace_options.ipc == v1.CONTAINER:
@@ -80,15 +88,13 @@ def _default_mounts(security: v1.LinuxContainerSecurityContext) -> list[dict[str
     else:
         # Of the pod's IPC namespace, and as large.
         shm = _mount("/dev/shm", "bind", "/dev/shm", ["bind", "rprivate", "rw", *system])
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    if users is None or users.groups.length > _TERMINALS:
+        terminals.append(f"gid={_TERMINALS}")
     return [
         _mount("/proc", "proc", "proc", system),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        _mount("/dev/pts", "devpts", "devpts", terminals),
         shm,
         _mount("/dev/mqueue", "mqueue", "mqueue", system),
         _mount("/sys", "sysfs", "sysfs", [*system, access]),
@@ -116,7 +122,7 @@ def _identity_mounts(mounts: Iterable[v1.Mount], *, readonly: bool) -> list[dict
 
 
 def _asked_mounts(
-    container_id: str, mounts: Sequence[v1.Mount]
+    container_id: str, mounts: Sequence[v1.Mount], users: Mappings | None
 ) -> tuple[list[dict[str, Any]], list[HostMount], list[ImageMount]]:
     entries, host, images = [], [], []
     for number, mount in enumerate(mounts):
@@ -127,8 +133,15 @@ def _asked_mounts(
         # A relative path is relative to the root, as in containerd.
         destination = posixpath.normpath("/" + path.lstrip("/"))
         _check_mount(where, mount)
+        owners = of_mount(where, mount)
         if mount.HasField("image"):
             _check_image(where, mount)
+            if owners is not None and owners != users:
+                raise InvalidArgument(
+                    f"{where}: an image's files have the owners that its pod's user namespace"
+                    " gives them, and no others",
+                    hint="leave out the mount's id mappings",
+                )
             options = ["ro", "nodev", *mount.mount_options]
             if mount.image_sub_path:
                 options.append(f"subpath={mount.image_sub_path}")
@@ -138,20 +151,19 @@ def _asked_mounts(
             _check_host(where, mount)
             share = f"{container_id[:16]}-{number}"
             recursive, follows = mount.recursive_read_only, mount.propagation in _FOLLOWING
-            host.append(HostMount(share, mount.host_path, mount.readonly, recursive, follows))
+            host.append(
+                HostMount(share, mount.host_path, mount.readonly, recursive, follows, owners)
+            )
             access = "rro" if recursive else "ro" if mount.readonly else "rw"
             options = ["rbind", "rprivate", access, *mount.mount_options]
             entry = _mount(destination, "bind", f"{SHARE}/{share}", options)
+            if owners is not None:
+                entry |= owners.to_oci()
         entries.append(entry)
     return entries, host, images
 
 
 def _check_mount(where: str, mount: v1.Mount) -> None:
-    if mount.uidMappings or mount.gidMappings:
-        raise Unimplemented(
-            f"{where}: id-mapped mounts are not supported",
-            hint="leave hostUsers at its default",
-        )
     if mount.recursive_read_only:
         if not mount.readonly:
             raise InvalidArgument(f"{where}: recursive_read_only needs readonly")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cri.api import v1_pb2 as v1
+from cri.oci import user_namespace
 from cri.oci.seccomp import choice
 from hostlib.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
@@ -20,7 +21,7 @@ _HOST: Final = {
 
 
 def check_namespaces(options: v1.NamespaceOption) -> None:
-    """Refuse the host's. Raises `InvalidArgument`, `Unimplemented`."""
+    """Refuse the host's. Raises `InvalidArgument`."""
     for kind, instead in _HOST.items():
         mode = getattr(options, kind)
         if mode == v1.NODE:
@@ -40,21 +41,7 @@ def check_namespaces(options: v1.NamespaceOption) -> None:
             raise InvalidArgument(f"TARGET is a mode of the pid namespace alone, not of {kind}")
     if options.target_id and options.pid != v1.TARGET:
         raise InvalidArgument("target_id goes with the pid mode TARGET alone")
-    if options.HasField("userns_options"):
-        _check_user_namespace(options.userns_options)
-
-
-def _check_user_namespace(options: v1.UserNamespace) -> None:
-    if options.mode == v1.POD:
-        raise Unimplemented(
-            "user namespaces are not supported: volumes reach the guest by 9p, whose mounts have no"
-            " id mappings",
-            hint="leave hostUsers at its default; the pod has a kernel of its own",
-        )
-    if options.mode != v1.NODE:
-        raise InvalidArgument(f"unknown mode {options.mode} of the user namespace")
-    if options.uids or options.gids:
-        raise InvalidArgument("the user namespace's mode NODE goes without mappings")
+    user_namespace.of_pod(options)
 
 
 def check_security_modules(security: _Security) -> None:
@@ -120,10 +107,11 @@ def check_security(security: v1.LinuxContainerSecurityContext, *, sandbox: bool)
 
 
 def namespaces(
-    security: v1.LinuxContainerSecurityContext, target: str = ""
+    security: v1.LinuxContainerSecurityContext, target: str = "", *, user: bool = False
 ) -> list[dict[str, str]]:
     """The spec's `linux.namespaces`; `target` is the id of the container whose PID namespace is
-    meant by TARGET. A container that says nothing of namespaces has a PID namespace of its own."""
+    meant by TARGET, `user` whether the pod has a user namespace. A container that says nothing of
+    namespaces has a PID namespace of its own."""
     options = security.namespace_options
     pid = {"type": "pid"}
     if options.pid == v1.TARGET:
@@ -131,4 +119,5 @@ def namespaces(
     elif security.HasField("namespace_options") and options.pid == v1.POD:
         pid["path"] = "pod"
     ipc = {"type": "ipc"} if options.ipc == v1.CONTAINER else {"type": "ipc", "path": "pod"}
-    return [pid, ipc, {"type": "uts", "path": "pod"}, {"type": "mount"}, {"type": "cgroup"}]
+    found = [pid, ipc, {"type": "uts", "path": "pod"}, {"type": "mount"}, {"type": "cgroup"}]
+    return [*found, {"type": "user", "path": "pod"}] if user else found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cri.api import v1_pb2 as v1
+from cri.oci import user_namespace
 from cri.oci.capabilities import capabilities
 from cri.oci.devices import HostDevice, devices
 from cri.oci.mounts import HostMount, ImageMount, mounts
@@ -75,9 +76,12 @@ def build(
     wanted_devices = devices(config.devices)
     security = config.linux.security_context
     check_security(security, sandbox=pod.linux.security_context.privileged)
-    mounted = mounts(container_id, config)
+    users = user_namespace.of_container(
+        pod.linux.security_context.namespace_options, security.namespace_options
+    )
+    mounted = mounts(container_id, config, users)
     linux: dict[str, Any] = {
-        "namespaces": namespaces(security, target),
+        "namespaces": namespaces(security, target, user=users is not None),
         "resources": resources(config.linux.resources, privileged=security.privileged, cpus=cpus),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),

@@ -12,13 +12,14 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from cri import cgroups, identity, settle, shapes
+from cri import cgroups, guest_kernel, identity, settle, shapes
 from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
 from cri.oci import resources
 from cri.oci import spec as oci_spec
+from cri.oci import user_namespace
 from cri.oci.sysctls import normalized
 from cri.trace import Trace
 from cri.vms import Vm
@@ -43,6 +44,8 @@ class Plan:
 
 async def run(daemon: Daemon, request: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
     plan = check(daemon, request)
+    if users_of(plan.config) is not None:
+        await check_guest(daemon)
     metadata = plan.config.metadata
     key = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
     # A client that went away comes back with the same request while the first still runs: both
@@ -159,11 +162,29 @@ async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, tra
         network["sysctls"] = {**network.get("sysctls", {}), **sysctls}
     who = identity.identity(plan.hostname, attachment.ips, resolv)
     begun = trace.elapsed()
-    answer = await daemon.shim_of(pod).bind(pod.record, network, who)
+    users = users_of(plan.config)
+    answer = await daemon.shim_of(pod).bind(
+        pod.record, network, who, users.to_oci() if users else None
+    )
     timings = dict(answer.get("timings") or {})
     # The sum of the guest's own steps, which stand beside it.
     timings.pop("guest", None)
     trace.add_parts("bind", begun, timings)
+
+
+async def check_guest(daemon: Daemon) -> None:
+    """Raises `FailedPrecondition` unless pods can have user namespaces."""
+    if not await in_thread(guest_kernel.has_user_namespaces, daemon.config.guest.dir):
+        raise FailedPrecondition(
+            "the guest's kernel shows files with their own owners alone, so that no pod can have a"
+            " user namespace",
+            hint="build the guest image with Linux 6.3 or newer, or leave hostUsers at its default",
+        )
+
+
+def users_of(config: v1.PodSandboxConfig) -> user_namespace.Mappings | None:
+    """The mappings of the pod's user namespace, where it asks for one."""
+    return user_namespace.of_pod(config.linux.security_context.namespace_options)
 
 
 def _dns(dns: v1.DNSConfig) -> Dns:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+from cri import guest_kernel
 from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
+from hostlib.tasks import in_thread
 
 
 async def run(daemon: Daemon, request: v1.StatusRequest) -> v1.StatusResponse:
-    features = v1.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=False)
+    user_namespaces = await in_thread(guest_kernel.has_user_namespaces, daemon.config.guest.dir)
+    features = v1.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=True, user_namespaces=user_namespaces
+    )
     return v1.StatusResponse(
         status=v1.RuntimeStatus(conditions=[runtime_condition(daemon), _network(daemon)]),
         info=_info(daemon) if request.verbose else {},

@@ -86,7 +86,9 @@ class FakeShim:
     async def ram(self) -> tuple[str, int]:
         return self.key, os.open("/dev/null", os.O_RDONLY)
 
-    async def bind(self, pod: PodRecord, network: Wire, identity: Wire) -> Wire:
+    async def bind(
+        self, pod: PodRecord, network: Wire, identity: Wire, users: Wire | None = None
+    ) -> Wire:
         self._note("bind", pod, network, identity)
         self.pod = pod
         return {"steps": ["reseed"], "timings": {"reseed": 5}}

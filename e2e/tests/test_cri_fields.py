@@ -239,6 +239,7 @@ def test_the_runtime(daemon: Daemon) -> None:
     assert all(each.status for each in told.values())
     assert [each.name for each in answer.runtime_handlers] == ["", "thaw"]
     assert all(each.features.recursive_read_only_mounts for each in answer.runtime_handlers)
+    assert all(each.features.user_namespaces for each in answer.runtime_handlers)
     assert answer.features.mount_options
     assert answer.features.supplemental_groups_policy
     assert json.loads(answer.info["config"])["root"] == str(daemon.root)

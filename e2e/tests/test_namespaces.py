@@ -165,7 +165,7 @@ def test_ipc_namespaces_and_shared_memory(daemon: Daemon) -> None:
         ({"network": v1_pb2.CONTAINER}, "one network namespace"),
         ({"ipc": v1_pb2.TARGET}, "pid namespace alone"),
         ({"pid": 9}, "9 is no NamespaceMode"),
-        ({"userns_options": {"mode": v1_pb2.POD}}, "hostUsers"),
+        ({"userns_options": {"mode": v1_pb2.POD}}, "0 user mappings"),
     ],
 )
 def test_namespaces_that_are_refused(daemon: Daemon, fields: dict[str, Any], says: str) -> None:

@@ -233,8 +233,8 @@ def test_what_no_microvm_can_have_is_refused_in_words(daemon: Daemon, tmp_path: 
         ({"host": tmp_path, "propagation": both}, "FAILED_PRECONDITION", "cannot appear on"),
         ({"host": Path("/dev/kmsg")}, "UNIMPLEMENTED", "is the host's"),
         ({"host": tmp_path / "file/below"}, "FAILED_PRECONDITION", "cannot be used"),
-        ({"host": tmp_path, "uidMappings": [mapping]}, "UNIMPLEMENTED", "id-mapped"),
-        ({"host": tmp_path, "gidMappings": [mapping]}, "UNIMPLEMENTED", "id-mapped"),
+        ({"host": tmp_path, "uidMappings": [mapping]}, "INVALID_ARGUMENT", "0 group mappings"),
+        ({"host": tmp_path, "gidMappings": [mapping]}, "INVALID_ARGUMENT", "0 user mappings"),
         ({"host": tmp_path, "recursive_read_only": True}, "INVALID_ARGUMENT", "needs readonly"),
         (
             {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
-import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cri import guest_kernel
 from cri.api import v1_pb2 as v1
 from cri.oci.seccomp import default
 from cri.oci.seccomp.compiler import compile_profile
@@ -23,7 +22,6 @@ MAX_FILE: Final = 1 << 20
 
 _LOCALHOST: Final = "localhost/"
 _RUNTIME_DEFAULT: Final = ("runtime/default", "docker/default")
-_VERSION: Final = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def program(choice: Choice, capabilities: Iterable[str], guest: Path) -> dict[st
 
     Raises `InvalidArgument` for a profile that is none, `NotFound`, `FailedPrecondition`.
     """
-    target = Target(frozenset(capabilities), _kernel(guest))
+    target = Target(frozenset(capabilities), guest_kernel.version(guest))
     if not choice.path:
         found = default.profile(target)
         compiled = compile_profile(found)
@@ -133,15 +131,3 @@ def _all(descriptor: int) -> bytes:
     while len(text) <= MAX_FILE and (piece := os.read(descriptor, MAX_FILE + 1 - len(text))):
         text += piece
     return text
-
-
-def _kernel(guest: Path) -> tuple[int, int]:
-    """The guest's kernel, major and minor."""
-    try:
-        body = json.loads((guest / "guest.json").read_bytes())
-        found = _VERSION.match(str(body["kernel_version"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FailedPrecondition(f"the guest image in {guest} cannot be read: {error}") from error
-    if found is None:
-        raise FailedPrecondition(f"the guest image in {guest} names no kernel version")
-    return int(found[1]), int(found[2])
