@@ -17,9 +17,8 @@ from cri.api import v1_pb2 as v1
 from cri.daemon import HANDLERS, Daemon
 from cri.index import Pod
 from cri.network.api import Attachment, Dns, HostPort, PodIdentity
-from cri.oci import resources
+from cri.oci import resources, user_namespace
 from cri.oci import spec as oci_spec
-from cri.oci import user_namespace
 from cri.oci.sysctls import normalized
 from cri.trace import Trace
 from cri.vms import Vm
