@@ -54,8 +54,8 @@ class FakeShim:
         self.silent = False
         self.execs: dict[str, asyncio.Task[None]] = {}
         self.key = "key"
-        self.size = Size(1, 2048)
-        self.most = Size(8, 264192)
+        self.has = Size(1, 2048)
+        self.can_have = Size(8, 264192)
         self.keeps = 0
         """MiB that its guest never gives back."""
         self.stats: Wire = {"pod": {}, "containers": {}, "interfaces": [], "scratch": None}
@@ -76,8 +76,8 @@ class FakeShim:
             "pid": 0,
             "start_time": 0,
             "snapshot_key": self.key,
-            "size": dataclasses.asdict(self.size),
-            "most": dataclasses.asdict(self.most),
+            "size": dataclasses.asdict(self.has),
+            "most": dataclasses.asdict(self.can_have),
             "state": "running" if self.pod else "pooled",
             "pod": to_dict(self.pod) if self.pod else None,
             "containers": [to_dict(each) for each in self.containers.values()],
@@ -103,8 +103,8 @@ class FakeShim:
 
     async def pod_resize(self, wanted: Size, region_mib: int) -> Size:
         self._note("pod_resize", wanted, region_mib)
-        self.size = Size(wanted.vcpus, max(wanted.memory_mib, self.keeps))
-        return self.size
+        self.has = Size(wanted.vcpus, max(wanted.memory_mib, self.keeps))
+        return self.has
 
     async def pod_stop(self) -> None:
         self._note("pod_stop")

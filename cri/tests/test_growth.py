@@ -101,7 +101,7 @@ async def test_a_vm_grows_before_its_limits_and_shrinks_after(bench: Bench) -> N
     await bench.update(memory_limit_in_bytes=4096 * MIB, cpu_quota=300_000)
     size = bench.pod.vm.size
     assert (size.vcpus, size.room >= 4096, size.room < 4096 + 128) == (3, True, True)
-    assert size == bench.shim.size
+    assert size == bench.shim.has
     names = [call[0] for call in bench.shim.calls]
     assert names.index("pod_resize") < names.index("container_update")
     # The rest of what it may have, as long as this VM lives.
@@ -113,7 +113,7 @@ async def test_a_vm_grows_before_its_limits_and_shrinks_after(bench: Bench) -> N
     await bench.update(memory_limit_in_bytes=512 * MIB, cpu_quota=50_000)
     names = [call[0] for call in bench.shim.calls]
     assert names[-1] == "pod_limit"
-    assert bench.pod.vm.size == bench.shim.size == BASE
+    assert bench.pod.vm.size == bench.shim.has == BASE
     assert bench.pod.vm.bounds.group == before.group
     assert not bench.pod.vm.claims
 
@@ -191,7 +191,7 @@ async def test_a_step_that_fails_leaves_the_former_size_and_limits(
         bench.shim.fail[point] = ResourceExhausted("the guest refuses")
     with pytest.raises(ThawError):
         await bench.update(memory_limit_in_bytes=4096 * MIB, cpu_quota=200_000)
-    assert bench.pod.vm.size == bench.shim.size == BASE
+    assert bench.pod.vm.size == bench.shim.has == BASE
     assert (bench.pod.vm.bounds, bench.in_force) == (before, limits)
     assert not bench.pod.vm.claims
     bench.shim.fail.clear()
@@ -236,7 +236,7 @@ async def test_a_limit_below_what_is_not_given_back_is_undone(
     monkeypatch.setattr(settle, "held", lambda _vm: 3000 * MIB)
     with pytest.raises(FailedPrecondition, match="holds 3000 MiB"):
         await bench.update(memory_limit_in_bytes=1024 * MIB)
-    assert bench.pod.vm.size == bench.shim.size == size
+    assert bench.pod.vm.size == bench.shim.has == size
     assert (bench.pod.vm.bounds, bench.in_force) == (bounds, limits)
     told = [
         call[2]["memory"]["limit"] for call in bench.shim.calls if call[0] == "container_update"
@@ -254,7 +254,7 @@ async def test_a_daemon_that_dies_in_the_midst_leaves_what_the_next_one_mends(
     bench: Bench, tmp_path: Path
 ) -> None:
     """The next daemon finds a VM that is larger than its pod's limits need."""
-    bench.shim.size = Size(2, 4096)
+    bench.shim.has = Size(2, 4096)
     world = make_world(tmp_path)
     world.daemon.node = Size(8, 32768)
     world.zygote.shims = bench.world.zygote.shims
@@ -271,7 +271,7 @@ async def test_a_daemon_that_dies_in_the_midst_leaves_what_the_next_one_mends(
 
 async def test_news_of_a_vm_that_a_former_daemon_grew(bench: Bench) -> None:
     """Its shim ended what it was asked for after the next daemon had found the VM as it was."""
-    bench.shim.size = Size(1, 4096)
+    bench.shim.has = Size(1, 4096)
     event = {"event": "pod.resized", "size": {"vcpus": 1, "memory_mib": 4096}}
     bench.daemon.handle_event(bench.pod.vm.id, event)
     assert bench.pod.vm.size == Size(1, 4096)
@@ -279,7 +279,7 @@ async def test_news_of_a_vm_that_a_former_daemon_grew(bench: Bench) -> None:
         if bench.pod.vm.size == BASE:
             break
         await asyncio.sleep(0.01)
-    assert bench.shim.size == BASE
+    assert bench.shim.has == BASE
     # What is no news starts nothing.
     asked = len(bench.resizes())
     bench.shim.keeps = 3000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,12 +22,12 @@ MOST = Size(8, 2048 + 262144)
 NODE = Size(4, 32000)
 
 
-def sandbox(**fields: int) -> v1.PodSandboxConfig:
+def sandbox(**fields: Any) -> v1.PodSandboxConfig:
     linux = v1.LinuxPodSandboxConfig(resources=Resources(**fields))
     return v1.PodSandboxConfig(linux=linux)
 
 
-def memory(mib: int, **fields: int) -> Resources:
+def memory(mib: int, **fields: Any) -> Resources:
     return Resources(memory_limit_in_bytes=mib * MIB, **fields)
 
 
@@ -70,8 +71,8 @@ def test_what_no_vm_can_be_is_refused_with_what_bounds_it() -> None:
     for cpus, mib in ((4.1, 0), (0, top.room + 1)):
         with pytest.raises(ResourceExhausted) as caught:
             sizes.plan(BASE, top, cpus, mib)
-        assert "vm.max_memory_mib" in caught.value.hint
-        assert "1x2048" in caught.value.hint
+        assert "vm.max_memory_mib" in str(caught.value)
+        assert "1x2048" in str(caught.value)
 
 
 @given(

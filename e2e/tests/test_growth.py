@@ -188,10 +188,11 @@ def test_a_daemon_that_dies_while_a_vm_grows(pod: Pod, point: str) -> None:
 
 def test_what_no_vm_here_becomes_is_refused_with_what_bounds_it(pod: Pod) -> None:
     main = pod.start(SHELL, SLEEP, linux=limited(FIRST))
-    for wanted in (
+    beyond: list[dict[str, Any]] = [
         {"memory_limit_in_bytes": 1 << 40},
         {"cpu_quota": 100 * 100_000, "cpu_period": 100_000},
-    ):
+    ]
+    for wanted in beyond:
         with pytest.raises(errors.ResourceExhausted, match="can have") as caught:
             update(main, **wanted)
         assert "vm.max_memory_mib" in str(caught.value)
