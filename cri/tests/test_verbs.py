@@ -471,7 +471,7 @@ async def test_an_update_is_told_to_the_guest_and_reported(client: Client) -> No
     name, _, told, score, cpus = next(each for each in shim.calls if each[0] == "container_update")
     assert told == {
         "memory": {"limit": 1 << 26},
-        "cpu": {"quota": 50_000, "period": 100_000, "cpus": "0"},
+        "cpu": {"quota": 50_000, "period": 100_000, "cpus": "0,1,2,3,4,5,6,7"},
     }
     assert (name, score, cpus) == ("container_update", 3, "")
     asked.cpu_quota, asked.cpu_period = 50_000, 100_000
