@@ -87,7 +87,7 @@ class Vm:
     )
     max_cpus: int = setting(
         0,
-        "A pod's VM grows to so many vCPUs at most. 0 is the machine's processors.",
+        "A pod's VM grows to so many vCPUs at most, with KVM. 0 is the machine's processors.",
         minimum=0,
     )
     slots: int = setting(

@@ -70,8 +70,8 @@ def plan(base: Size, top: Size, cpus: float, mib: int) -> Size:
 def _hint(base: Size) -> str:
     return (
         "what a VM grows to is bounded by the node, vm.max_memory_mib, vm.max_cpus and the shape"
-        f" that it began as ({base}): ask for less, or start the pod anew where a larger one of"
-        " guest.shapes holds it"
+        f" that it began as ({base}, whose vCPUs it keeps without KVM): ask for less, or start the"
+        " pod anew where a larger one of guest.shapes holds it"
     )
 
 
