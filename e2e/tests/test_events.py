@@ -77,7 +77,9 @@ def listeners(daemon: Daemon) -> Iterator[list[Listener]]:
 def hear(daemon: Daemon, listeners: list[Listener]) -> None:
     """Wait until all listen: a listener hears nothing of what was before it."""
     waiting = list(listeners)
-    while waiting:
+    for _ in range(15):
+        if not waiting:
+            return
         probe = Pod.run(daemon)
         probe.remove()
         for each in list(waiting):
@@ -89,6 +91,7 @@ def hear(daemon: Daemon, listeners: list[Listener]) -> None:
                         break
             except queue.Empty:
                 continue
+    raise AssertionError(f"{len(waiting)} of {len(listeners)} hear nothing")
 
 
 def test_all_who_listen_hear_the_life_of_a_pod(daemon: Daemon, listeners: list[Listener]) -> None:
