@@ -176,8 +176,8 @@ def _check_mount(where: str, mount: v1.Mount) -> None:
 
 
 def _check_host(where: str, mount: v1.Mount) -> None:
-    if mount.image_sub_path:
-        raise InvalidArgument(f"{where}: image_sub_path needs an image")
+    # The kubelet tells the subPath of every volume as `image_sub_path`; that of a host's folder is
+    # in `host_path` already.
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(f"{where}: host_path {mount.host_path!r} is not absolute")
     if "\0" in mount.host_path:

@@ -124,7 +124,12 @@ def test_mounts() -> None:
     config = v1.ContainerConfig(
         mounts=[
             v1.Mount(container_path="/etc/hosts", host_path="/h/hosts"),
-            v1.Mount(container_path="/data/deep", host_path="/h/deep", readonly=True),
+            v1.Mount(
+                container_path="/data/deep",
+                host_path="/h/deep",
+                readonly=True,
+                image_sub_path="deep",
+            ),
             v1.Mount(container_path="/data", host_path="/h/data", mount_options=["noexec"]),
             v1.Mount(container_path="/run", host_path="/h/run"),
         ]
