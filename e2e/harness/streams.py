@@ -69,15 +69,16 @@ def forward_url(pod: Pod, *ports: int) -> str:
     return pod.daemon.client.runtime("PortForward", request, v1_pb2.PortForwardResponse).url
 
 
-def start(command: str, url: str, *flags: str) -> subprocess.Popen[str]:
-    """The Go client, started; `finish` gives what it printed."""
+def start(command: str, url: str, *flags: str, trust: Path | None = None) -> subprocess.Popen[str]:
+    """The Go client, started; `finish` gives what it printed. `trust` is the authority of a server
+    with TLS."""
     subprocess.run([str(PROJECT / "tools" / "clients.sh")], check=True)
     return subprocess.Popen(
         [str(PROGRAM), command, "-url", url, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=dict(ENVIRONMENT),
+        env={**ENVIRONMENT, **({"SSL_CERT_FILE": str(trust)} if trust else {})},
     )
 
 
@@ -94,9 +95,9 @@ def finish(process: subprocess.Popen[str], timeout: float = 280) -> dict[str, An
     return found
 
 
-def go(command: str, url: str, *flags: str) -> dict[str, Any]:
+def go(command: str, url: str, *flags: str, trust: Path | None = None) -> dict[str, Any]:
     """The Go client, run to its end."""
-    return finish(start(command, url, *flags))
+    return finish(start(command, url, *flags, trust=trust))
 
 
 class Channels:

@@ -9,8 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(what: str, check: Callable[[], T | None], timeout: float = 30.0) -> T:
-    """The first true answer of `check`. AssertionError, naming `what`, after `timeout` seconds."""
+def until(
+    what: str, check: Callable[[], T | None], timeout: float = 30.0, *, pause: float = 0.02
+) -> T:
+    """The first true answer of `check`, which is asked every `pause` seconds. AssertionError,
+    naming `what`, after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         found = check()
@@ -18,4 +21,4 @@ def until(what: str, check: Callable[[], T | None], timeout: float = 30.0) -> T:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(pause)

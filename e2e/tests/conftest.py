@@ -21,6 +21,7 @@ from e2e.harness.crane import CraneRegistry
 from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import PROJECT, Daemon
 from e2e.harness.faulty import FaultyRegistry
+from e2e.harness.kubelet import Kubelet
 from e2e.harness.outside import Outside, subnet
 from e2e.harness.refs import NGINX, SHELL, SIZED, WEBAPP
 from e2e.harness.registry import Registry
@@ -234,6 +235,38 @@ def sized(_sized: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     if failed(request):
         keep_evidence(request, _sized)
     _sized.remove_pods()
+
+
+@pytest.fixture(scope="module")
+def _node(workspace: Path, registry: Registry, request: pytest.FixtureRequest) -> Iterator[Kubelet]:
+    # Static pods come several at once.
+    settings = {"pool": {"size": 2, "max_size": 2}}
+    folder = workspace / f"n{next(_numbers):03}"
+    with _lasting(folder, registry, SHELL, WEBAPP, settings=settings) as running:
+        kubelet = Kubelet(running)
+        try:
+            try:
+                kubelet.start()
+            except BaseException:
+                keep_evidence(request, running)
+                raise
+            yield kubelet
+        finally:
+            left = kubelet.destroy()
+    assert not left, left
+
+
+@pytest.fixture
+def node(_node: Kubelet, request: pytest.FixtureRequest) -> Iterator[Kubelet]:
+    """A kubelet on a daemon of its own; each test leaves it without pods."""
+    yield _node
+    if failed(request):
+        keep_evidence(request, _node.daemon)
+    try:
+        _node.remove_all()
+    except AssertionError:
+        keep_evidence(request, _node.daemon)
+        raise
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,321 @@
+"""Static pods of a real kubelet: their order, probes, hooks, restarts, limits and ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cri.api import v1_pb2
+from e2e.harness import probed
+from e2e.harness.kubelet import LIMIT, NODE, Json, Kubelet, condition
+from e2e.harness.refs import NGINX, WEBAPP
+from e2e.harness.static_pods import FOREVER, container, host_path, limits, pod, probe, run
+from e2e.harness.waiting import until
+
+SERVER = ["/usr/bin/python3", "-c", probed.SOURCE]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def terminated(status: Json) -> Json:
+    """How the container's last life ended; {} where it has had none."""
+    found: Json = status.get("lastState", {}).get("terminated", {})
+    return found
+
+
+def test_containers_start_and_end_in_order(node: Kubelet) -> None:
+    here = node.shared("order")
+
+    def says(name: str) -> str:
+        """A script that notes that it began and, once it is told to, that it ends."""
+        trap = f"trap 'echo {name} ends >> /order/log; exit 0' TERM"
+        return f"echo {name} >> /order/log; {trap}; {FOREVER}"
+
+    def member(name: str, script: str, **fields: Any) -> Json:
+        return container(name, script, mounts={"order": "/order"}, **fields)
+
+    once = "[ -e /order/failed ] || { touch /order/failed; exit 3; }; echo init >> /order/log"
+    beside = (
+        "trap 'echo sidecar ends >> /order/log; exit 0' TERM; sleep 1; echo sidecar >> /order/log;"
+        "touch /order/up; until [ -e /order/stop ]; do sleep 0.1; done; rm /order/stop; exit 9"
+    )
+    node.run(
+        pod(
+            "order",
+            member("app", says("app")),
+            member("second", says("second"), env=[_field("POD_IP", "status.podIP")]),
+            initContainers=[
+                member("init", once),
+                member(
+                    "sidecar",
+                    beside,
+                    restartPolicy="Always",
+                    startupProbe=probe(run("[ -e /order/up ]"), failureThreshold=100),
+                ),
+                member("last", "echo last >> /order/log"),
+            ],
+            volumes=[host_path("order", here)],
+        )
+    )
+    node.ready("order")
+    log = here / "log"
+    assert lines(log)[:3] == ["init", "sidecar", "last"]
+    until("both began", lambda: sorted(lines(log)[3:]) == ["app", "second"], LIMIT)
+    first = node.container("order", "init")
+    assert first["restartCount"] == 1
+    assert terminated(first)["exitCode"] == 3
+    assert first["state"]["terminated"]["reason"] == "Completed"
+    status = node.status("order")
+    assert status["phase"] == "Running"
+    assert (
+        node.sh("order", "second", "echo $POD_IP; hostname") == f"{status['podIP']}\norder-{NODE}"
+    )
+
+    # One that is beside the others lives anew without them.
+    (here / "stop").touch()
+    until(
+        "the sidecar is back",
+        lambda: node.container("order", "sidecar")["restartCount"] == 1,
+        LIMIT,
+        pause=0.1,
+    )
+    assert terminated(node.container("order", "sidecar"))["exitCode"] == 9
+    until("it is up", lambda: lines(log)[5:] == ["sidecar"], LIMIT)
+    assert node.container("order", "app")["restartCount"] == 0
+
+    node.remove("order")
+    assert sorted(lines(log)[6:8]) == ["app ends", "second ends"]
+    assert lines(log)[8:] == ["sidecar ends"]
+
+
+def _field(name: str, path: str) -> Json:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def test_probes(node: Kubelet) -> None:
+    here = node.shared("probes")
+    (here / "live").touch()
+    (here / "tcp").touch()
+
+    def member(name: str, **fields: Any) -> Json:
+        return container(name, mounts={"probes": "/probes"}, **fields)
+
+    patient = {"failureThreshold": 1000}
+    node.run(
+        pod(
+            "probes",
+            member(
+                "server",
+                image=WEBAPP,
+                command=SERVER,
+                startupProbe=probe({"grpc": {"port": probed.GRPC}}, **patient),
+                readinessProbe=probe({"httpGet": {"port": probed.HTTP, "path": "/ready"}}),
+                livenessProbe=probe({"tcpSocket": {"port": probed.TCP}}, failureThreshold=3),
+            ),
+            member(
+                "command",
+                startupProbe=probe(run("[ -e /probes/started ]"), **patient),
+                readinessProbe=probe(run("[ -e /probes/ready ]")),
+                livenessProbe=probe(run("[ -e /probes/live ]")),
+            ),
+            member(
+                "hangs",
+                livenessProbe=probe(run("[ ! -e /probes/hang ] || sleep 1000"), timeoutSeconds=3),
+            ),
+            volumes=[host_path("probes", here)],
+        )
+    )
+
+    def state(name: str) -> tuple[bool, bool, int]:
+        found = node.container("probes", name)
+        return found.get("started", False), found.get("ready", False), found.get("restartCount", 0)
+
+    def reach(name: str, *wanted: object) -> None:
+        until(f"{name} is {wanted}", lambda: state(name) == wanted, LIMIT, pause=0.1)
+
+    reach("hangs", True, True, 0)
+    # It serves HTTP for long, and says by gRPC that it does not.
+    until("it serves", lambda: "1F90" in node.sh("probes", "hangs", "cat /proc/net/tcp"), LIMIT)
+    assert state("server") == (False, False, 0)
+    assert state("command") == (False, False, 0)
+    (here / "serving").touch()
+    (here / "started").touch()
+    reach("server", True, False, 0)
+    reach("command", True, False, 0)
+    (here / "ready").touch()
+    reach("server", True, True, 0)
+    node.ready("probes")
+    (here / "ready").unlink()
+    reach("server", True, False, 0)
+    reach("command", True, False, 0)
+    assert not condition(node.status("probes"), "Ready")
+    (here / "ready").touch()
+    node.ready("probes")
+
+    # What no longer lives is started anew: nobody listens, a command fails, another takes for ever.
+    (here / "deaf").touch()
+    (here / "live").unlink()
+    (here / "hang").touch()
+    for name in ("server", "command", "hangs"):
+        until(f"{name} ended", lambda name=name: terminated(node.container("probes", name)), LIMIT)  # type: ignore[misc]
+    (here / "deaf").unlink()
+    (here / "hang").unlink()
+    (here / "live").touch()
+    node.ready("probes")
+    for name in ("server", "command", "hangs"):
+        last = terminated(node.container("probes", name))
+        assert (last["exitCode"], last["reason"]) in {(137, "Error"), (143, "Error")}, last
+
+
+def test_hooks_and_the_time_to_end(node: Kubelet) -> None:
+    here = node.shared("ends")
+
+    def member(name: str, script: str, **fields: Any) -> Json:
+        return container(name, script, mounts={"ends": "/ends", "probes": "/probes"}, **fields)
+
+    def note(name: str) -> Json:
+        return {"httpGet": {"port": probed.HTTP, "path": f"/note/{name}"}}
+
+    polite = "trap 'echo TERM >> /ends/polite; exit 3' TERM; echo main >> /ends/polite;"
+    node.run(
+        pod(
+            "ends",
+            member(
+                "polite",
+                polite + FOREVER,
+                lifecycle={
+                    "postStart": run("sleep 1; echo postStart >> /ends/polite"),
+                    "preStop": run("echo preStop >> /ends/polite; sleep 1"),
+                },
+            ),
+            member(
+                "server",
+                "",
+                image=WEBAPP,
+                command=SERVER,
+                lifecycle={"preStop": note("preStop")},
+            ),
+            member("nginx", "", image=NGINX, command=["nginx"]),
+            # Neither hears what it is asked.
+            member("deaf", f"trap '' TERM; {FOREVER}"),
+            member("hook", FOREVER, lifecycle={"preStop": run("echo > /ends/hook; sleep 1000")}),
+            terminationGracePeriodSeconds=6,
+            volumes=[host_path("ends", here), host_path("probes", node.shared("notes"))],
+        )
+    )
+    node.ready("ends")
+    until("it was begun", lambda: sorted(lines(here / "polite")) == ["main", "postStart"], LIMIT)
+    until("it serves", lambda: "1F90" in node.sh("ends", "deaf", "cat /proc/net/tcp"), LIMIT)
+    ids = {
+        each["name"]: each["containerID"].removeprefix("thaw://")
+        for each in node.status("ends")["containerStatuses"]
+    }
+    assert node.container("ends", "nginx")["imageID"].startswith("sha256:")
+    node.remove("ends")
+    assert lines(here / "polite")[2:] == ["preStop", "TERM"]
+    assert lines(node.shared("notes") / "notes") == ["/note/preStop"]
+    assert (here / "hook").exists()
+    ended = {name: node.daemon.client.container_status(each) for name, each in ids.items()}
+    assert all(each.state == v1_pb2.CONTAINER_EXITED for each in ended.values())
+    codes = {name: each.exit_code for name, each in ended.items()}
+    # nginx hears what its image names, and goes when its work is done; a process 1 that handles no
+    # SIGTERM, as the server is, does not hear it.
+    assert codes == {"polite": 3, "server": 137, "nginx": 0, "deaf": 137, "hook": 137}
+
+
+def test_restarts_and_their_back_off(node: Kubelet) -> None:
+    here = node.shared("restarts")
+    volumes = [host_path("here", here)]
+    count = "echo x >> /here/{0}; n=$(wc -l < /here/{0}); echo life $n;"
+
+    def member(name: str, script: str, **fields: Any) -> Json:
+        return container(name, count.format(name) + script, mounts={"here": "/here"}, **fields)
+
+    node.run(
+        pod("fails", member("fails", "exit 3"), volumes=volumes),
+        pod("never", member("never", "exit 5"), restartPolicy="Never", volumes=volumes),
+        pod("retries", member("retries", "[ $n = 3 ]"), restartPolicy="OnFailure", volumes=volumes),
+        pod(
+            "starts",
+            container("missing", image="registry.test/demo/missing:latest"),
+            container("program", command=["/no/such/program"]),
+            container("hook", lifecycle={"postStart": run("echo it is not well >&2; exit 1")}),
+        ),
+    )
+
+    def waiting(name: str, member: str, *reasons: str) -> Json:
+        def look() -> Json:
+            found: Json = node.container(name, member).get("state", {}).get("waiting", {})
+            return found if found.get("reason") in reasons else {}
+
+        return until(f"{member} waits: {reasons}", look, LIMIT, pause=0.1)
+
+    waiting("fails", "fails", "CrashLoopBackOff")
+    found = until(
+        "it failed three times",
+        lambda: (each := node.container("fails", "fails"))["restartCount"] >= 2 and each,
+        LIMIT,
+        pause=0.1,
+    )
+    assert (terminated(found)["exitCode"], terminated(found)["reason"]) == (3, "Error")
+    logs = node.text(node.path("containerLogs", "fails", "fails"), previous="true")
+    assert logs.startswith("life ")
+    assert 2 <= int(logs.split()[1]) <= len(lines(here / "fails"))
+
+    for name, phase, lives in (("never", "Failed", 1), ("retries", "Succeeded", 3)):
+        until(f"{name}: {phase}", lambda: node.status(name)["phase"] == phase, LIMIT, pause=0.1)  # noqa: B023
+        assert len(lines(here / name)) == lives
+        assert node.container(name, name)["restartCount"] == lives - 1
+    assert node.container("never", "never")["state"]["terminated"]["exitCode"] == 5
+
+    waiting("starts", "missing", "ErrImagePull", "ImagePullBackOff")
+    waiting("starts", "program", "RunContainerError", "CrashLoopBackOff")
+    last = terminated(node.container("starts", "program"))
+    assert (last["exitCode"], last["reason"]) == (128, "StartError")
+    assert "/no/such/program" in last["message"]
+    waiting("starts", "hook", "PostStartHookError", "CrashLoopBackOff")
+    last = terminated(node.container("starts", "hook"))
+    assert last["exitCode"] in {137, 143}
+
+
+def test_limits_and_who_exceeds_them(node: Kubelet) -> None:
+    here = node.shared("limits")
+    greedy = "until [ -e /limits/go ]; do sleep 0.1; done; rm /limits/go; exec tail /dev/zero"
+    node.run(
+        pod(
+            "limits",
+            container(
+                "greedy", greedy, mounts={"limits": "/limits"}, resources=limits("48Mi", "500m")
+            ),
+            container("steady", resources=limits("32Mi", "250m")),
+            # As admission takes it from manifests/runtimeclass.yaml.
+            overhead={"memory": "320Mi", "cpu": "250m"},
+            volumes=[host_path("limits", here)],
+        ),
+        pod(
+            "free",
+            container("greedy", "exec tail /dev/zero", resources={"limits": {"memory": "40Mi"}}),
+            container("steady"),
+        ),
+    )
+    node.ready("limits")
+    assert node.status("limits")["qosClass"] == "Guaranteed"
+    script = "cd /sys/fs/cgroup && cat memory.max cpu.max"
+    assert node.sh("limits", "greedy", script) == f"{48 << 20}\n50000 100000"
+    assert node.sh("limits", "steady", script) == f"{32 << 20}\n25000 100000"
+    resources = node.container("limits", "steady")["resources"]
+    assert resources["limits"] == {"cpu": "250m", "memory": "32Mi"}
+    (here / "go").touch()
+    for name in ("limits", "free"):
+        last = until(
+            f"the kernel kills in {name}",
+            lambda name=name: terminated(node.container(name, "greedy")),  # type: ignore[misc]
+            LIMIT,
+            pause=0.1,
+        )
+        assert (last["reason"], last["exitCode"]) == ("OOMKilled", 137)
+        assert node.container(name, "steady")["restartCount"] == 0
+    node.ready("limits")
+    assert node.container("limits", "greedy")["restartCount"] == 1
