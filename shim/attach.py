@@ -90,20 +90,23 @@ class Audience:
             if follower.transport is not None:
                 follower.transport.close()
 
-    async def write(self, sock: socket.socket, stream: Any, *, once: bool) -> None:
+    async def write(self, sock: socket.socket, stream: Any, client: Client, *, once: bool) -> None:
         """Copy what comes from `sock`, which is ours from now on, to the container's input until
-        one of them ends; with `once` the end of the first that ends is the input's.
+        one of them ends.
 
-        Several may write; each piece arrives whole.
+        With `once` the end of the first that ends is the input's. Without it, a client whose input
+        has ended is done: its output ends too, as containerd has it. Several may write; each piece
+        arrives whole. Raises `ResourceExhausted`.
         """
         if len(self._writers) >= MAX_FOLLOWERS:
             sock.close()
             raise ResourceExhausted(f"{MAX_FOLLOWERS} inputs are attached to {self._what}")
-        task = asyncio.create_task(self._copy(sock, stream, once), name=f"stdin of {self._what}")
+        copying = self._copy(sock, stream, client, once)
+        task = asyncio.create_task(copying, name=f"stdin of {self._what}")
         self._writers.add(task)
         task.add_done_callback(self._writers.discard)
 
-    async def _copy(self, sock: socket.socket, stream: Any, once: bool) -> None:
+    async def _copy(self, sock: socket.socket, stream: Any, client: Client, once: bool) -> None:
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(sock, PIECE):
@@ -111,6 +114,10 @@ class Audience:
                     await stream.write(data)
             if once:
                 stream.close_write()
+            else:
+                for each in client:
+                    if each.transport is not None:
+                        each.transport.close()
         except (ThawError, OSError) as error:
             log.debug("stdin of %s: %s", self._what, error)
         finally:

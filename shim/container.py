@@ -248,13 +248,15 @@ class Container:
                 sock.close()
             raise FailedPrecondition(f"container {self.id[:12]} has ended")
         client: Client = []
-        for name, sock in sockets.items():
+        # The input last: its end is the end of what is in the list by then.
+        for name, sock in sorted(sockets.items(), key=lambda each: each[0] == "stdin"):
             if name != "stdin":
                 stream: StreamName = "stderr" if name == "stderr" else "stdout"
                 await self._audience.follow(stream, sock, client)
             elif "stdin" in self._streams:
-                stdin = self._streams["stdin"]
-                await self._audience.write(sock, stdin, once=self.record.stdin_once)
+                # A terminal has no end of input that its programs would not see as a key.
+                once = self.record.stdin_once and not self.record.tty
+                await self._audience.write(sock, self._streams["stdin"], client, once=once)
             else:
                 sock.close()
 

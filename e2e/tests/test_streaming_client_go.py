@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.api import v1_pb2
 from demo.images import PAGE
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
@@ -111,6 +112,21 @@ def test_attach(daemon: Daemon, transport: str, tmp_path: Path) -> None:
     assert container.wait().exit_code == 0
     assert finish(watcher)["code"] == 0
     until("the log is whole", lambda: container.output() == "got first\nsecond\nover\n")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_who_has_no_more_to_say_is_let_go(daemon: Daemon, transport: str, tmp_path: Path) -> None:
+    """Of a container that reads on, since its input is not for one client alone."""
+    container = Pod.run(daemon).start(SHELL, ["/bin/cat"], stdin=True)
+    for word in ("one\n", "two\n"):
+        script = write_script(tmp_path, {"send": word}, {"expect": word, "end": True})
+        done = go(
+            "exec", attach_url(container, stdin=True), "-transport", transport, "-script", script
+        )
+        assert (done["code"], done["error"], done["talk"]) == (0, "", "")
+        assert done["stdout"]["text"] == word
+    assert container.status().state == v1_pb2.CONTAINER_RUNNING
+    until("both are in the log", lambda: container.output() == "one\ntwo\n")
 
 
 def plant(folder: Path, mebibytes: int) -> None:
