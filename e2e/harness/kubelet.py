@@ -9,7 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -214,12 +214,19 @@ class Kubelet:
             draft.write_text(json.dumps(pod))
             draft.rename(self.manifests / f"{name}.json")
 
-    def remove(self, *names: str) -> None:
-        """Have static pods end, and wait until the kubelet has nothing of theirs."""
+    def remove(self, *names: str, watch: Callable[[], object] | None = None) -> None:
+        """Have static pods end, and wait until the kubelet has nothing of theirs. `watch` is called
+        again and again meanwhile: it removes what has ended."""
         uids = {self.pod(name)["metadata"]["uid"] for name in names}
         for name in names:
             (self.manifests / f"{name}.json").unlink()
-        until(f"{names} are gone", lambda: not self.kept(uids), LIMIT, pause=0.1)
+
+        def gone() -> bool:
+            if watch is not None:
+                watch()
+            return not self.kept(uids)
+
+        until(f"{names} are gone", gone, LIMIT, pause=0.1)
 
     def remove_all(self) -> None:
         """Have all pods end."""

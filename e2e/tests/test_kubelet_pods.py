@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from e2e.harness.kubelet import LIMIT, NODE, Json, Kubelet, condition
 from e2e.harness.refs import NGINX, WEBAPP
 from e2e.harness.static_pods import FOREVER, container, host_path, limits, pod, probe, run
 from e2e.harness.waiting import until
+from hostlib.errors import NotFound
 
 SERVER = ["/usr/bin/python3", "-c", probed.SOURCE]
 
@@ -213,13 +215,19 @@ def test_hooks_and_the_time_to_end(node: Kubelet) -> None:
         for each in node.status("ends")["containerStatuses"]
     }
     assert node.container("ends", "nginx")["imageID"].startswith("sha256:")
-    node.remove("ends")
+    codes: dict[str, int] = {}
+
+    def watch() -> None:
+        for name, each in ids.items():
+            with contextlib.suppress(NotFound):
+                status = node.daemon.client.container_status(each)
+                if status.state == v1_pb2.CONTAINER_EXITED:
+                    codes[name] = status.exit_code
+
+    node.remove("ends", watch=watch)
     assert lines(here / "polite")[2:] == ["preStop", "TERM"]
     assert lines(node.shared("notes") / "notes") == ["/note/preStop"]
     assert (here / "hook").exists()
-    ended = {name: node.daemon.client.container_status(each) for name, each in ids.items()}
-    assert all(each.state == v1_pb2.CONTAINER_EXITED for each in ended.values())
-    codes = {name: each.exit_code for name, each in ended.items()}
     # nginx hears what its image names, and goes when its work is done; a process 1 that handles no
     # SIGTERM, as the server is, does not hear it.
     assert codes == {"polite": 3, "server": 137, "nginx": 0, "deaf": 137, "hook": 137}
