@@ -90,6 +90,8 @@ def test_a_terminal(crictl: Crictl, shell: Container, transport: str) -> None:
         terminal.see("twice\r\ntwice\r\n")
         terminal.type("\x03")
         terminal.see("^C")
+        # What is typed before the prompt may still be read by who is about to die.
+        terminal.see("# ")
         terminal.type("echo still he''re\n")
         terminal.see("still here")
         terminal.type("exit 0\n")
