@@ -246,18 +246,31 @@ async def test_attached_clients(pod: Pod) -> None:
     _, deaf = await pod.ask("attach.open", ["stdout"], container=box)
     deaf["stdout"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await send(mine["stdin"], b"in\n")
-    mine["stdin"].close()
     reading = [asyncio.create_task(everything(end["stdout"])) for end in (mine, other)]
     _, typist = await pod.ask("attach.open", ["stdin"], container=box)
     await send(typist["stdin"], b"end\n")
     wanted = "".join(["first in\n", *(f"{n}\n" for n in range(1, 300_001)), "last end\n"]).encode()
     assert [await one for one in reading] == [wanted, wanted]
     assert await everything(mine["stderr"]) == b"err\n"
+    mine["stdin"].close()
     assert (await pod.vm.exited(box))["exit_code"] == 0
     logged = re.findall(r"stdout F (.*)", pod.vm.log(box))
     assert "\n".join(logged).encode() + b"\n" == wanted
     with pytest.raises(FailedPrecondition, match="has ended"):
         await pod.ask("attach.open", ["stdout"], container=box)
+
+
+async def test_who_ends_its_input_is_let_go(pod: Pod) -> None:
+    box = await pod.container("cat", stdin=True)
+    _, other = await pod.ask("attach.open", ["stdout"], container=box)
+    for word in (b"one\n", b"two\n"):
+        _, mine = await pod.ask("attach.open", ["stdin", "stdout", "stderr"], container=box)
+        await send(mine["stdin"], word)
+        assert await asyncio.get_running_loop().sock_recv(other["stdout"], 100) == word
+        mine["stdin"].close()
+        assert await everything(mine["stdout"]) == word
+        assert await everything(mine["stderr"]) == b""
+    await pod.ask("attach.open", ["stdin"], container=box)
 
 
 async def test_who_attaches_before_the_start_misses_nothing(pod: Pod) -> None:
