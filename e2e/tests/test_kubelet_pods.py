@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ def terminated(status: Json) -> Json:
     """How the container's last life ended; {} where it has had none."""
     found: Json = status.get("lastState", {}).get("terminated", {})
     return found
+
+
+def last_end(node: Kubelet, pod: str, name: str) -> Json:
+    """`terminated` of a container as the kubelet has it now."""
+    return terminated(node.container(pod, name))
+
+
+def in_phase(node: Kubelet, pod: str, phase: str) -> bool:
+    """Whether the pod is in that phase now."""
+    return bool(node.status(pod)["phase"] == phase)
 
 
 def test_containers_start_and_end_in_order(node: Kubelet) -> None:
@@ -161,7 +172,7 @@ def test_probes(node: Kubelet) -> None:
     (here / "live").unlink()
     (here / "hang").touch()
     for name in ("server", "command", "hangs"):
-        until(f"{name} ended", lambda name=name: terminated(node.container("probes", name)), LIMIT)  # type: ignore[misc]
+        until(f"{name} ended", partial(last_end, node, "probes", name), LIMIT)
     (here / "deaf").unlink()
     (here / "hang").unlink()
     (here / "live").touch()
@@ -273,7 +284,7 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
     assert 2 <= int(logs.split()[1]) <= len(lines(here / "fails"))
 
     for name, phase, lives in (("never", "Failed", 1), ("retries", "Succeeded", 3)):
-        until(f"{name}: {phase}", lambda: node.status(name)["phase"] == phase, LIMIT, pause=0.1)  # noqa: B023
+        until(f"{name}: {phase}", partial(in_phase, node, name, phase), LIMIT, pause=0.1)
         assert len(lines(here / name)) == lives
         assert node.container(name, name)["restartCount"] == lives - 1
     assert node.container("never", "never")["state"]["terminated"]["exitCode"] == 5
@@ -319,7 +330,7 @@ def test_limits_and_who_exceeds_them(node: Kubelet) -> None:
     for name in ("limits", "free"):
         last = until(
             f"the kernel kills in {name}",
-            lambda name=name: terminated(node.container(name, "greedy")),  # type: ignore[misc]
+            partial(last_end, node, name, "greedy"),
             LIMIT,
             pause=0.1,
         )
