@@ -138,10 +138,10 @@ class Growth:
 
     async def _settle(self, cpus: int = 0) -> _Told:
         answer = await self._vm.agent.request("machine.settle", {"cpus": cpus}, timeout=DEADLINE)
-        numbers = [answer.get(name) for name in ("cpus", "memory", "kernel", "movable")]
+        numbers: list[Any] = [answer.get(name) for name in ("cpus", "memory", "kernel", "movable")]
         if not all(isinstance(each, int) and each >= 0 for each in numbers):
             raise ResourceExhausted("the guest does not say what it has")
-        return _Told(*numbers)  # type: ignore[arg-type]
+        return _Told(*numbers)
 
     # -- memory ----------------------------------------------------------------------------
 
