@@ -240,7 +240,7 @@ def test_metrics_of_files_and_disks_are_what_the_guest_says(daemon: Daemon) -> N
     by_disk = before["container_blkio_device_usage_total"]
     assert sum(number for labels, number in by_disk.items() if labels[-1] == "Write") == written
     assert of_pod["container_fs_sector_writes_total"][("scratch",)] * 512 >= written
-    box.sh("nc -l -p 9000 >/dev/null 2>&1 & echo")
+    box.sh("nc -l -p 9000 >/dev/null 2>&1 & until grep -q :2328 /proc/net/tcp*; do sleep 0.1; done")
     after, _ = metrics_of(pod)
     assert after["container_sockets"] == {(): 1}
     assert after["container_file_descriptors"][()] > before["container_file_descriptors"][()]
