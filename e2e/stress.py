@@ -30,6 +30,7 @@ CLIENTS: Final = 8
 PODS: Final = 3
 CONTAINERS: Final = 2
 GONE: Final = 0.1
+TOLD_SECONDS: Final = 60.0
 MANY: Final = 4
 """So many pods at most; a client that finds more removes some."""
 
@@ -149,21 +150,37 @@ class Someone:
             self._model.told(inside, state, call)
 
 
-def stress(daemon: Daemon, seconds: float, seed: int) -> Model:
-    """Let clients loose on the daemon, and remove what they leave. Its `wrong` should be empty."""
+def stress(
+    daemon: Daemon, seconds: float, seed: int, tell: Callable[[Model], None] | None = None
+) -> Model:
+    """Let clients loose on the daemon, and remove what they leave. Its `wrong` should be empty.
+
+    `tell` is called with the model every minute.
+    """
     model = Model()
     until = time.monotonic() + seconds
     clients = [Someone(daemon, model, seed + number) for number in range(CLIENTS)]
     threads = [threading.Thread(target=client.run, args=(until,)) for client in clients]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(seconds + 300)
-        if thread.is_alive():
-            model.failed("a client waits for ever")
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < until + 300:
+        for thread in threads:
+            thread.join(TOLD_SECONDS / CLIENTS)
+        if tell:
+            tell(model)
+    if any(thread.is_alive() for thread in threads):
+        model.failed("a client waits for ever")
     if not model.wrong:
         daemon.remove_pods()
     return model
+
+
+def done(model: Model) -> str:
+    return f"{model.calls} calls, {len(model.pods)} pods, {len(model.containers)} containers"
+
+
+def tell(model: Model) -> None:
+    sys.stderr.write(f"{done(model)}\n")
 
 
 def main() -> int:
@@ -175,11 +192,10 @@ def main() -> int:
             daemon = Daemon(Path(folder) / "stress", registry, subnet=subnet())
             try:
                 daemon.start().client.pull_image(SHELL)
-                model = stress(daemon, seconds, seed)
+                model = stress(daemon, seconds, seed, tell)
             finally:
                 left = daemon.destroy()
-        sys.stdout.write(f"seed {seed}: {model.calls} calls, {len(model.pods)} pods, ")
-        sys.stdout.write(f"{len(model.containers)} containers\n")
+        sys.stdout.write(f"seed {seed}: {done(model)}\n")
         for what, count in model.lost.most_common():
             sys.stdout.write(f"{count:6} {what}\n")
         for text in [*model.wrong, *(f"left behind: {each}" for each in left)]:

@@ -138,8 +138,11 @@ def files(instance: str) -> list[str]:
     named network namespaces, sockets, shared memory among them."""
     found: set[str] = set()
     for place in {os.path.realpath(place) for place in PLACES}:
-        for pattern in ("*", "*/*"):
-            found.update(str(p) for p in Path(place).glob(pattern) if instance in p.name)
+        # Others' folders vanish meanwhile, which `os.walk` passes over.
+        for folder, folders, names in os.walk(place):
+            found.update(os.path.join(folder, n) for n in (*folders, *names) if instance in n)
+            if folder != place:
+                folders.clear()
     return [f"file {path}" for path in sorted(found)]
 
 
