@@ -18,7 +18,7 @@ from typing import Final
 from cli.client import Client
 from cri.api import v1_pb2 as v1
 from demo import images as demo_images
-from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness.daemon import EVIDENCE, PROJECT, Daemon
 from e2e.harness.model import Call, Model, Object
 from e2e.harness.outside import subnet
 from e2e.harness.pods import container, sandbox
@@ -72,14 +72,26 @@ class Someone:
                 self._model.failed(f"{verb.__name__}: {error!r}")
         self._client.close()
 
-    def _any(self, objects: dict[str, Object]) -> str:
-        known = [each for each in list(objects.values()) if each.removed.asked == math.inf]
+    def _pod(self) -> str:
+        return self._any(self._model.pods, self._run_pod)
+
+    def _container(self) -> str:
+        return self._any(self._model.containers, self._create)
+
+    def _any(self, objects: dict[str, Object], make: Callable[[], None]) -> str:
         # Mostly one that is there, now and then one that may be long gone.
-        if not known or self._random.random() < GONE:
-            known = list(objects.values())
-        if not known:
-            raise errors.NotFound("there is nothing yet")
-        return self._random.choice(known).id
+        if objects and self._random.random() < GONE:
+            return self._random.choice(list(objects))
+        if not (there := self._there(objects)):
+            make()
+            there = self._there(objects)
+        if not there:
+            raise errors.NotFound("others removed it at once")
+        return self._random.choice(there)
+
+    @staticmethod
+    def _there(objects: dict[str, Object]) -> list[str]:
+        return [each.id for each in list(objects.values()) if each.removed.asked == math.inf]
 
     def _run_pod(self) -> None:
         if len(self._client.pods()) >= MANY:
@@ -91,7 +103,7 @@ class Someone:
         self._model.made_pod(made, call)
 
     def _create(self) -> None:
-        pod = self._any(self._model.pods)
+        pod = self._pod()
         config = container(SHELL, SLEEP, name=f"c{self._random.randrange(CONTAINERS)}")
         place = v1.PodSandboxConfig(log_directory=str(self._daemon.logs / pod[:8]))
         with self._model.call() as call:
@@ -99,19 +111,19 @@ class Someone:
         self._model.made_container(made, pod, call)
 
     def _start(self) -> None:
-        self._do("started", self._any(self._model.containers), self._client.start_container)
+        self._do("started", self._container(), self._client.start_container)
 
     def _stop_container(self) -> None:
-        self._do("stopped", self._any(self._model.containers), self._client.stop_container)
+        self._do("stopped", self._container(), self._client.stop_container)
 
     def _remove_container(self) -> None:
-        self._do("removed", self._any(self._model.containers), self._client.remove_container)
+        self._do("removed", self._container(), self._client.remove_container)
 
     def _stop_pod(self) -> None:
-        self._do("stopped", self._any(self._model.pods), self._client.stop_pod)
+        self._do("stopped", self._pod(), self._client.stop_pod)
 
     def _remove_pod(self) -> None:
-        self._do("removed", self._any(self._model.pods), self._client.remove_pod)
+        self._do("removed", self._pod(), self._client.remove_pod)
 
     def _do(self, kind: str, thing: str, verb: Callable[[str], None]) -> None:
         self._model.asked(kind, thing)
@@ -120,7 +132,7 @@ class Someone:
         self._model.did(kind, thing, call)
 
     def _exec(self) -> None:
-        inside = self._any(self._model.containers)
+        inside = self._container()
         with self._model.call() as call:
             answer = self._client.exec_sync(inside, ["/bin/echo", inside])
         # A container that is killed meanwhile takes the command along.
@@ -140,7 +152,7 @@ class Someone:
         self._judge(states, call)
 
     def _status(self) -> None:
-        inside = self._any(self._model.containers)
+        inside = self._container()
         with self._model.call() as call:
             status = self._client.container_status(inside)
         self._judge({inside: int(status.state)}, call)
@@ -170,7 +182,9 @@ def stress(
             tell(model)
     if any(thread.is_alive() for thread in threads):
         model.failed("a client waits for ever")
-    if not model.wrong:
+    if model.wrong:
+        daemon.keep(EVIDENCE / f"stress-{seed}")
+    else:
         daemon.remove_pods()
     return model
 

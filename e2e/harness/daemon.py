@@ -21,6 +21,7 @@ from hostlib import errors, ids
 from hostlib.process import ENVIRONMENT
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
+EVIDENCE: Final = PROJECT / "e2e" / "evidence"
 THAWD: Final = PROJECT / ".venv" / "bin" / "thawd"
 SNAPSHOTS: Final = PROJECT / ".build" / "e2e" / "snapshots"
 """Snapshots outlive a test's folder: a base is baked once for the tests of a checkout."""
@@ -265,6 +266,17 @@ class Daemon:
             self.instance, self.folder, self.state, self.root, vms=sorted(self._seen)
         )
         return found + leaks.remnants(self.root, self.state)
+
+    def keep(self, target: Path) -> None:
+        """Copy logs, consoles and records there: images and snapshots are too big."""
+        for source in self.folder.rglob("*"):
+            relative = source.relative_to(self.folder)
+            # A pinned namespace looks like a file and is none.
+            if relative.parts[0] == "root" or "netns" in relative.parts or not source.is_file():
+                continue
+            place = target / relative
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
 
     def destroy(self) -> list[str]:
         """End the daemon and all its VMs. What is left on the host then: it should be nothing."""

@@ -19,7 +19,7 @@ from demo import oci
 from e2e.harness import dropping
 from e2e.harness.crane import CraneRegistry
 from e2e.harness.crictl import Crictl
-from e2e.harness.daemon import PROJECT, Daemon
+from e2e.harness.daemon import EVIDENCE, PROJECT, Daemon
 from e2e.harness.faulty import FaultyRegistry
 from e2e.harness.kubelet import Kubelet
 from e2e.harness.outside import Outside, subnet
@@ -27,7 +27,6 @@ from e2e.harness.refs import NGINX, SHELL, SIZED, WEBAPP
 from e2e.harness.registry import Registry
 from e2e.harness.waiting import until
 
-EVIDENCE = PROJECT / "e2e" / "evidence"
 _OUTCOME = pytest.StashKey[dict[str, bool]]()
 _numbers = itertools.count(1)
 
@@ -54,21 +53,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def keep_evidence(request: pytest.FixtureRequest, daemon: Daemon) -> None:
-    """Copy logs, consoles and records of a daemon beside the tests, named by the test."""
+    """Keep the evidence of a daemon beside the tests, named by the test."""
     if dropping.proxied():
         # Tests are meant to fail.
         return
     name = f"{request.node.path.name}::{request.node.name}"
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
-    target = EVIDENCE / name / daemon.folder.name
-    for source in daemon.folder.rglob("*"):
-        relative = source.relative_to(daemon.folder)
-        # Images and snapshots are too big; a pinned namespace looks like a file and is none.
-        if relative.parts[0] == "root" or "netns" in relative.parts or not source.is_file():
-            continue
-        place = target / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, place)
+    daemon.keep(EVIDENCE / name / daemon.folder.name)
 
 
 def failed(request: pytest.FixtureRequest) -> bool:
