@@ -8,19 +8,12 @@ import enum
 import logging
 import os
 import socket
-import stat
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from hostlib import failpoint, ids, linux
-from hostlib.errors import (
-    DataLoss,
-    FailedPrecondition,
-    InvalidArgument,
-    ThawError,
-    Unavailable,
-)
+from hostlib.errors import DataLoss, FailedPrecondition, Unavailable
 from vmm import channel as channels
 from vmm import ram, rehearse, tap
 from vmm.accel import Accelerator
@@ -31,6 +24,7 @@ from vmm.qemu.build import identify
 from vmm.qemu.driver import ExitReason, Process
 from vmm.qemu.qmp import Qmp, QmpFailed, QmpGone
 from vmm.shape import MachineShape
+from vmm.slots import Slots
 from vmm.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -72,8 +66,7 @@ class MicroVM:
         self._open_agent = open_agent
         self._qmp: Qmp | None = None
         self._agent: AgentClient | None = None
-        self._fdsets: dict[int, int] = {}
-        self._slots = asyncio.Lock()
+        self._slots = Slots(self)
         self.state = State.NEW
         self.most: MachineShape | None = None
         """What it can become (`vmm.growth`)."""
@@ -323,82 +316,12 @@ class MicroVM:
         self._become(State.PAUSED)
 
     async def attach(self, slot: int, source: Path | int, *, read_only: bool = True) -> None:
-        """Put a disk image, by path or descriptor, into an empty slot.
-
-        Slots 0 to 11 are read-only, 12 to 15 read-write; the guest sees the slot as LUN. Raises
-        `InvalidArgument` for a slot of the other kind, `FailedPrecondition` when it is filled.
-        """
-        if not 0 <= slot < argv.SLOTS or read_only != argv.is_read_only(slot):
-            kind = "read-only" if read_only else "read-write"
-            raise InvalidArgument(f"there is no {kind} slot {slot}")
-        await failpoint.hit("vm.attach")
-        async with self._slots:
-            self._require(State.PAUSED, State.RUNNING)
-            if slot in self._fdsets:
-                raise FailedPrecondition(f"slot {slot} is in use")
-            if isinstance(source, int):
-                await self._fill(slot, source, read_only)
-                return
-            try:
-                # Layers are other pods' too.
-                descriptor = (
-                    linux.open_read_only(str(source))
-                    if read_only
-                    else os.open(source, os.O_RDWR | os.O_CLOEXEC)
-                )
-            except OSError as error:
-                raise FailedPrecondition(
-                    f"disk image {source} does not open: {error.strerror}"
-                ) from error
-            try:
-                await self._fill(slot, descriptor, read_only)
-            finally:
-                os.close(descriptor)
-
-    async def _fill(self, slot: int, descriptor: int, read_only: bool) -> None:
-        # Own numbers: a set left over from a failed attempt must not be used again.
-        is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
-        added = await self.monitor("add-fd", {}, fd=descriptor)
-        fdset = int(added["fdset-id"])
-        done: list[tuple[str, dict[str, Any]]] = [("remove-fd", {"fdset-id": fdset})]
-        try:
-            await self.monitor(
-                "blockdev-add",
-                {
-                    "driver": "raw",
-                    "node-name": f"n{slot}",
-                    "read-only": read_only,
-                    "file": {
-                        "driver": "host_device" if is_device else "file",
-                        "filename": f"/dev/fdset/{fdset}",
-                        "locking": "off",
-                        "read-only": read_only,
-                    },
-                },
-            )
-            done.append(("blockdev-del", {"node-name": f"n{slot}"}))
-            await self._set_drive(slot, f"n{slot}")
-        except ThawError:
-            for command, arguments in reversed(done):
-                with contextlib.suppress(ThawError):
-                    await self.monitor(command, arguments)
-            raise
-        self._fdsets[slot] = fdset
+        """`Slots.attach`."""
+        await self._slots.attach(slot, source, read_only=read_only)
 
     async def detach(self, slot: int) -> None:
-        """Empty a slot that the guest no longer uses. Idempotent."""
-        async with self._slots:
-            if slot not in self._fdsets:
-                return
-            self._require(State.PAUSED, State.RUNNING)
-            await self._set_drive(slot, f"e{slot}")
-            await self.monitor("blockdev-del", {"node-name": f"n{slot}"})
-            await self.monitor("remove-fd", {"fdset-id": self._fdsets.pop(slot)})
-
-    async def _set_drive(self, slot: int, node: str) -> None:
-        await self.monitor(
-            "qom-set", {"path": f"/machine/peripheral/d{slot}", "property": "drive", "value": node}
-        )
+        """`Slots.detach`."""
+        await self._slots.detach(slot)
 
     async def rehearse(self, rehearsal: Path, *, with_exec: bool = False) -> None:
         """Live one whole container life, so that the paths are translated and warm.
@@ -470,6 +393,10 @@ class MicroVM:
                     reason = await asyncio.shield(self.exited)
                     raise VmDied(reason.text) from error
             raise
+
+    def require_restored(self) -> None:
+        """Raises `VmDied` when it is no more, `FailedPrecondition` before it has its state."""
+        self._require(State.PAUSED, State.RUNNING)
 
     async def _while_alive(self, work: Awaitable[T]) -> T:
         """The result of `work`. Raises `VmDied` when QEMU ends meanwhile."""

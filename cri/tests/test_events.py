@@ -1,7 +1,5 @@
 """GetContainerEvents and the streamed lists, over a real gRPC connection."""
 
-# ruff: noqa: F811 (a fixture of another module)
-
 from __future__ import annotations
 
 import asyncio
@@ -24,8 +22,8 @@ from cri.service import (
     sandbox_stats,
     streams,
 )
+from cri.tests.client import Client
 from cri.tests.fakes import IMAGE, World
-from cri.tests.test_verbs import Client, client  # noqa: F401
 from cri.vms import Vm
 from hostlib import ids
 from hostlib.errors import ResourceExhausted, Unavailable

@@ -1,7 +1,5 @@
 """Stats and metrics over a real gRPC connection, with shims that say what a test wants."""
 
-# ruff: noqa: F811 (a fixture of another module)
-
 from __future__ import annotations
 
 import asyncio
@@ -12,7 +10,7 @@ import grpc
 from cri.api import v1_pb2 as v1
 from cri.stats import collect
 from cri.stats.family import LABELS
-from cri.tests.test_verbs import Client, client, refused  # noqa: F401
+from cri.tests.client import Client, refused
 from hostlib.errors import Unavailable
 
 MIB = 2**20

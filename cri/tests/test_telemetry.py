@@ -1,7 +1,5 @@
 """The daemon's own metrics, and the server that shows them."""
 
-# ruff: noqa: F811 (a fixture of another module)
-
 from __future__ import annotations
 
 import asyncio
@@ -19,7 +17,7 @@ from cri.config import Config
 from cri.telemetry.config import Metrics
 from cri.telemetry.server import MAX_CONNECTIONS, MetricsServer
 from cri.telemetry.telemetry import Telemetry
-from cri.tests.test_verbs import Client, client  # noqa: F401
+from cri.tests.client import Client
 from hostlib.config import BadValue
 from hostlib.errors import FailedPrecondition, ResourceExhausted
 

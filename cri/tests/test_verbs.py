@@ -1,100 +1,23 @@
-"""Every verb, over a real gRPC connection, with a daemon whose shims are fakes."""
+"""The verbs of pods and containers, over a real gRPC connection; the daemon's shims are fakes."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 
-from cri.api import thaw_pb2, thaw_pb2_grpc, v1_pb2_grpc
+from cri.api import thaw_pb2
 from cri.api import v1_pb2 as v1
-from cri.server import IMAGE, RUNTIME, STREAMS, Server
+from cri.server import IMAGE, RUNTIME, STREAMS
+from cri.tests.client import Client, refused
 from cri.tests.fakes import IMAGE as SHELL
-from cri.tests.fakes import FakeShim, World, make_world
-from hostlib.errors import FailedPrecondition, NotFound, ResourceExhausted
-from images.model import Image, Layer, LayerProgress, Progress
+from cri.tests.fakes import FakeShim
+from hostlib.errors import FailedPrecondition, NotFound
 
 Code = grpc.StatusCode
-
-
-@dataclass
-class Client:
-    world: World
-    runtime: Any
-    image: Any
-    thaw: Any
-    logs: Path
-
-    def sandbox(self, name: str = "web", attempt: int = 0) -> v1.PodSandboxConfig:
-        return v1.PodSandboxConfig(
-            metadata=v1.PodSandboxMetadata(
-                name=name, uid="u", namespace="default", attempt=attempt
-            ),
-            log_directory=str(self.logs),
-            labels={"app": name},
-        )
-
-    async def run(self, name: str = "web") -> str:
-        request = v1.RunPodSandboxRequest(config=self.sandbox(name))
-        return str((await self.runtime.RunPodSandbox(request)).pod_sandbox_id)
-
-    def config(self, name: str = "c", **more: Any) -> v1.ContainerConfig:
-        return v1.ContainerConfig(
-            metadata=v1.ContainerMetadata(name=name),
-            image=v1.ImageSpec(image="docker.io/library/shell:1"),
-            log_path=f"{name}.log",
-            **more,
-        )
-
-    async def create(self, pod: str, name: str = "c", **more: Any) -> str:
-        request = v1.CreateContainerRequest(pod_sandbox_id=pod, config=self.config(name, **more))
-        return str((await self.runtime.CreateContainer(request)).container_id)
-
-    async def status(self, container: str) -> v1.ContainerStatus:
-        request = v1.ContainerStatusRequest(container_id=container)
-        found: v1.ContainerStatus = (await self.runtime.ContainerStatus(request)).status
-        return found
-
-    def shim(self, pod: str) -> FakeShim:
-        return self.world.zygote.shims[self.world.daemon.index.pods.find(pod).vm.id]
-
-
-def stub(module: Any, service: str, channel: grpc.aio.Channel) -> Any:
-    """A stub of the generated module, which has no types."""
-    return getattr(module, f"{service}Stub")(channel)
-
-
-@pytest.fixture
-async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    world = make_world(tmp_path)
-    server = Server(world.daemon, tmp_path / "thawd.sock")
-    await server.start()
-    channel = grpc.aio.insecure_channel(f"unix:{tmp_path}/thawd.sock")
-    yield Client(
-        world,
-        stub(v1_pb2_grpc, "RuntimeService", channel),
-        stub(v1_pb2_grpc, "ImageService", channel),
-        stub(thaw_pb2_grpc, "Thaw", channel),
-        tmp_path / "logs",
-    )
-    await channel.close(None)
-    await server.stop(0.1)
-    await world.daemon.close()
-
-
-async def refused(call: Any, code: grpc.StatusCode, text: str = "") -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    assert caught.value.code() == code, caught.value.details()
-    assert text in (caught.value.details() or "")
 
 
 async def test_a_life(client: Client) -> None:
@@ -314,22 +237,6 @@ async def test_filters(client: Client) -> None:
     assert await containers(state=exited) == ["b"]
 
 
-async def test_images(client: Client) -> None:
-    image = client.image
-    name = v1.ImageSpec(image="docker.io/library/shell:1")
-    assert (await image.PullImage(v1.PullImageRequest(image=name))).image_ref == SHELL.id
-    absent = v1.ImageSpec(image="absent")
-    assert not (await image.ImageStatus(v1.ImageStatusRequest(image=absent))).HasField("image")
-    assert (await image.ImageStatus(v1.ImageStatusRequest(image=name))).image.size == 4096
-    assert len((await image.ListImages(v1.ListImagesRequest())).images) == 1
-    filtered = v1.ListImagesRequest(filter=v1.ImageFilter(image=absent))
-    assert len((await image.ListImages(filtered)).images) == 0
-    usage = await image.ImageFsInfo(v1.ImageFsInfoRequest())
-    assert usage.image_filesystems[0].used_bytes.value == 4096
-    for _ in range(2):
-        await image.RemoveImage(v1.RemoveImageRequest(image=name))
-
-
 async def test_status(client: Client) -> None:
     found = await client.runtime.Status(v1.StatusRequest(verbose=True))
     conditions = {each.type: each for each in found.status.conditions}
@@ -361,67 +268,6 @@ async def test_the_rest_is_unimplemented_by_name(client: Client) -> None:
         await refused(call.read() if method.server_streaming else call, Code.UNIMPLEMENTED, name)
 
 
-def layered(client: Client, count: int) -> None:
-    """The one image has so many layers from now on."""
-    layers = tuple(Layer(f"sha256:{n:064x}", Path(f"/layers/{n}"), 1) for n in range(count))
-    client.world.images.images = [dataclasses.replace(SHELL, layers=layers)]
-
-
-async def test_an_image_of_many_layers_is_mounted_merged(client: Client) -> None:
-    layered(client, 20)
-    pod = await client.run()
-    await client.create(pod)
-    (call,) = [each for each in client.shim(pod).calls if each[0] == "container_create"]
-    assert call[2] == [{"name": "9" * 64, "path": "/merged/9"}]
-    request = v1.ImageStatusRequest(image=v1.ImageSpec(image=SHELL.id), verbose=True)
-    info = json.loads((await client.image.ImageStatus(request)).info["info"])
-    assert len(info["layers"]) == 20
-    assert info["merged"] == {"chain_id": "sha256:" + "9" * 64, "size": 4096}
-
-
-async def test_an_image_is_merged_when_the_pods_slots_are_short(client: Client) -> None:
-    pod = await client.run()
-    shim = client.shim(pod)
-    create = shim.container_create
-
-    async def short(record: Any, spec: Any, layers: Any, *more: Any) -> Any:
-        if len(layers) > 2:
-            raise ResourceExhausted("2 of 12 slots free")
-        return await create(record, spec, layers, *more)
-
-    shim.container_create = short  # type: ignore[method-assign,assignment]
-    layered(client, 3)
-    container = await client.create(pod)
-    assert shim.calls[-1][2] == [{"name": "9" * 64, "path": "/merged/9"}]
-    assert client.world.images.held == {f"{container}/{SHELL.id}": SHELL.id}
-    # One layer: there is nothing to merge.
-    shim.container_create = create  # type: ignore[method-assign]
-    shim.fail["container_create"] = ResourceExhausted("no slot is free")
-    layered(client, 1)
-    await refused(
-        client.runtime.CreateContainer(
-            v1.CreateContainerRequest(pod_sandbox_id=pod, config=client.config("d"))
-        ),
-        Code.RESOURCE_EXHAUSTED,
-        "no slot",
-    )
-    assert client.world.images.held == {f"{container}/{SHELL.id}": SHELL.id}
-
-
-async def test_progress_of_a_pull_that_merges(client: Client) -> None:
-    async def pull(ref: str, *, progress: Any, **_: Any) -> Image:
-        layer = LayerProgress("sha256:1", 5, 5, "done")
-        progress(Progress(ref, (layer,)))
-        progress(Progress(ref, (layer,), (3, 9)))
-        return SHELL
-
-    client.world.images.pull = pull  # type: ignore[method-assign,assignment]
-    told = [each async for each in client.thaw.Pull(thaw_pb2.PullRequest(image="x"))]
-    assert [(each.phase, each.layer, each.current, each.total) for each in told] == [
-        ("done", "sha256:1", 5, 5), ("merging", "", 3, 9), ("done", "", 0, 0),
-    ]  # fmt: skip
-
-
 async def test_thaws_own_service(client: Client) -> None:
     progress = [each async for each in client.thaw.Bake(thaw_pb2.BakeRequest())]
     assert progress[0].phase == "boot"
@@ -445,65 +291,3 @@ async def test_thaws_own_service(client: Client) -> None:
     assert [steps[part].duration_ns for part in parts[2:]] == [3, 4]
     shapes = (await client.thaw.Pool(thaw_pb2.PoolRequest())).shapes
     assert shapes[0].snapshot_key == "key"
-
-
-async def update(client: Client, container: str, **fields: Any) -> None:
-    await client.runtime.UpdateContainerResources(
-        v1.UpdateContainerResourcesRequest(
-            container_id=container, linux=v1.LinuxContainerResources(**fields)
-        )
-    )
-
-
-async def resources(client: Client, container: str) -> v1.LinuxContainerResources:
-    request = v1.ContainerStatusRequest(container_id=container)
-    answer = await client.runtime.ContainerStatus(request)
-    found: v1.LinuxContainerResources = answer.status.resources.linux
-    return found
-
-
-async def test_an_update_is_told_to_the_guest_and_reported(client: Client) -> None:
-    pod = await client.run()
-    asked = v1.LinuxContainerResources(memory_limit_in_bytes=1 << 26, oom_score_adj=3)
-    container = await client.create(pod, linux=v1.LinuxContainerConfig(resources=asked))
-    await update(client, container, cpu_quota=50_000, cpu_period=100_000)
-    (shim,) = client.world.zygote.shims.values()
-    name, _, told, score, cpus = next(each for each in shim.calls if each[0] == "container_update")
-    assert told == {
-        "memory": {"limit": 1 << 26},
-        "cpu": {"quota": 50_000, "period": 100_000, "cpus": "0,1,2,3,4,5,6,7"},
-    }
-    assert (name, score, cpus) == ("container_update", 3, "")
-    asked.cpu_quota, asked.cpu_period = 50_000, 100_000
-    assert await resources(client, container) == asked
-    shim.fail["container_update"] = FailedPrecondition("the guest refuses")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await update(client, container, cpu_quota=60_000)
-    assert caught.value.code() is Code.FAILED_PRECONDITION
-    assert await resources(client, container) == asked
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await update(client, container, memory_limit_in_bytes=1 << 40)
-    assert caught.value.code() is Code.RESOURCE_EXHAUSTED
-
-
-async def test_a_pods_sum_is_recorded_and_bounds_its_guest(client: Client) -> None:
-    pod = await client.run()
-    request = v1.UpdatePodSandboxResourcesRequest(
-        pod_sandbox_id=pod, resources=v1.LinuxContainerResources(memory_limit_in_bytes=1 << 27)
-    )
-    await client.runtime.UpdatePodSandboxResources(request)
-    (shim,) = client.world.zygote.shims.values()
-    assert shim.pod is not None
-    assert shim.pod.linux["resources"] == {"memory_limit_in_bytes": str(1 << 27)}
-    assert ("pod_limit", 1 << 27) in shim.calls
-    # A container without a limit: what the pod's others may have is no bound any more.
-    container = await client.create(pod)
-    assert shim.calls.index(("pod_limit", 0)) < [each[0] for each in shim.calls].index(
-        "container_create"
-    )
-    await client.runtime.RemoveContainer(v1.RemoveContainerRequest(container_id=container))
-    assert shim.calls[-1] == ("pod_limit", 1 << 27)
-    request.resources.memory_limit_in_bytes = 1 << 40
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await client.runtime.UpdatePodSandboxResources(request)
-    assert caught.value.code() is Code.RESOURCE_EXHAUSTED

@@ -23,7 +23,7 @@ use crate::session::{self, MAX_REQUESTS, Session};
 use crate::source::Source;
 use crate::storage::Storage;
 use crate::streams::Streams;
-use crate::{connect, rpc, sandbox, sys};
+use crate::{children, connect, rpc, stdio, sys};
 
 /// The protocol's version.
 const PROTOCOL: u32 = 1;
@@ -96,6 +96,13 @@ pub struct ChildState {
     /// The session whose streams it was given.
     pub nonce: u64,
     pub executed: bool,
+}
+
+impl ChildState {
+    /// A child that tells nothing.
+    pub fn nameless(who: Who) -> Self {
+        Self { who, status: None, waiting: None, streams: StreamIds::default(), nonce: 0, executed: false }
+    }
 }
 
 pub struct Agent {
@@ -286,7 +293,7 @@ impl Agent {
             }
             Kind::Reset => {
                 self.streams.reset(&self.poll, frame.stream);
-                sandbox::hang_up(self, frame.stream);
+                stdio::hang_up(self, frame.stream);
             }
             Kind::Hello | Kind::Response | Kind::Event => {}
         }
@@ -375,15 +382,15 @@ impl Agent {
         while rustix::io::read(&self.signals, &mut info).is_ok() {}
         while let Some((pid, code)) = sys::reap() {
             if !self.children.contains_key(&pid) {
-                sandbox::hear_siblings(self);
+                children::hear_siblings(self);
             }
             // What a child said before its end comes before the news of its end.
             self.on_status(pid);
-            rpc::child_ended(self, pid, code);
+            children::child_ended(self, pid, code);
         }
     }
 
     fn on_status(&mut self, pid: u32) {
-        while rpc::hear_child(self, pid) {}
+        while children::hear_child(self, pid) {}
     }
 }

@@ -14,7 +14,7 @@ use crate::fault::{Code, Doing, Fault, Outcome};
 use crate::request::StreamIds;
 use crate::rpc::Given;
 use crate::source::Source;
-use crate::{sandbox, sys};
+use crate::{stdio, sys};
 
 const MAX_TIMEOUT: u64 = 60_000_000_000;
 
@@ -117,7 +117,7 @@ pub fn run(agent: &mut Agent, reply: Reply, phase: Phase, timeout_ns: u64, resul
         failed: None,
         out_of_time: false,
     };
-    let null = sandbox::null_streams()?;
+    let null = stdio::null_streams()?;
     let mut children = Vec::new();
     for (id, container) in agent.containers.iter().filter(|(_, container)| is_running(container.state)) {
         let of = Of { container: id.clone(), init: container.pid };

@@ -5,6 +5,7 @@
 mod agent;
 mod announce;
 mod boot;
+mod children;
 mod connect;
 mod container;
 mod fault;
@@ -30,6 +31,7 @@ mod source;
 mod state;
 mod stats;
 mod status;
+mod stdio;
 mod storage;
 mod streams;
 mod sys;

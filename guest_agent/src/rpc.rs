@@ -9,8 +9,6 @@ use crate::hooks::{self, Phase};
 use crate::request::{self, ExecKill, Request, Resize};
 use crate::{connect, limits, machine, restore, sandbox, scsi, state, stats, sys, volumes};
 
-pub use crate::sandbox::{child_ended, hear_child};
-
 /// What a request gives: a result now, or None when it is answered later.
 pub type Given = Outcome<Option<Value>>;
 

@@ -1,109 +1,21 @@
-//! The life of containers and their further processes, as the event loop sees it.
+//! The life of containers and their further processes, as the event loop sees it: what is asked of them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::event::epoll::EventFlags;
+use serde_json::json;
 
-use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::fs::{Mode, OFlags};
-use rustix::pipe::{PipeFlags, pipe_with};
-use serde_json::{Value, json};
-
-use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who, now_ns};
+use crate::agent::{Agent, ChildState, Container, Exec, Reply, State, Who};
 use crate::container::cgroup::Cgroup;
-use crate::container::create::{Plan, Stdio, launch, launch_exec};
+use crate::container::create::{Plan, launch, launch_exec};
 use crate::container::namespaces::{Own, PidSpace};
 use crate::container::seccomp::Filter;
-use crate::container::user::Identity;
 use crate::container::{devices, pause, rootfs, signals, trash};
 use crate::fault::{Code, Doing, Fault, Outcome};
-use crate::request::{Create, ExecParams, StreamIds};
+use crate::request::{Create, ExecParams};
 use crate::rpc::Given;
 use crate::source::Source;
-use crate::status::{self, Heard, Report};
+use crate::stdio::{attach, check_streams, null_streams, stdio};
 use crate::streams::End;
-use crate::{hooks, limits, sys};
-
-/// The agent's ends of a process's pipes, by stream.
-#[derive(Default)]
-struct Ends {
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-}
-
-fn null() -> Outcome<OwnedFd> {
-    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing(|| "open /dev/null".to_owned())
-}
-
-/// Bytes that a process may be ahead of the agent.
-const OUTPUT_PIPE: usize = 256 * 1024;
-
-/// The reading and the writing end; the agent's is nonblocking.
-fn pipe(ours_reads: bool) -> Outcome<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
-    let ours = if ours_reads { &reader } else { &writer };
-    rustix::io::ioctl_fionbio(ours.as_fd(), true).doing(|| "make a pipe".to_owned())?;
-    if ours_reads {
-        // A writer that seldom has to wait: each wait costs two changes of the process.
-        let _ = rustix::pipe::fcntl_setpipe_size(&reader, OUTPUT_PIPE);
-    }
-    Ok((reader, writer))
-}
-
-/// Streams that lead nowhere.
-pub fn null_streams() -> Outcome<Stdio> {
-    Ok(Stdio { stdin: null()?, stdout: null()?, stderr: null()? })
-}
-
-fn stdio(ids: StreamIds, terminal: bool) -> Outcome<(Stdio, Ends)> {
-    let mut ends = Ends::default();
-    if terminal {
-        return Ok((null_streams()?, ends));
-    }
-    let stdin = match ids.stdin {
-        0 => null()?,
-        _ => {
-            let (reader, writer) = pipe(false)?;
-            ends.stdin = Some(writer);
-            reader
-        }
-    };
-    let output = |id: u32, end: &mut Option<OwnedFd>| -> Outcome<OwnedFd> {
-        if id == 0 {
-            return null();
-        }
-        let (reader, writer) = pipe(true)?;
-        *end = Some(reader);
-        Ok(writer)
-    };
-    let stdout = output(ids.stdout, &mut ends.stdout)?;
-    let stderr = output(ids.stderr, &mut ends.stderr)?;
-    Ok((Stdio { stdin, stdout, stderr }, ends))
-}
-
-fn check_streams(agent: &Agent, ids: StreamIds, terminal: bool) -> Outcome<()> {
-    let mut used: Vec<u32> = [ids.stdin, ids.stdout, ids.stderr].into_iter().filter(|id| *id != 0).collect();
-    let count = used.len();
-    used.sort_unstable();
-    used.dedup();
-    if used.len() != count || used.iter().any(|id| agent.streams.knows(*id)) {
-        return Err(Fault::invalid("streams: an id is already in use"));
-    }
-    if terminal && ids.stderr != 0 {
-        return Err(Fault::invalid("streams: a terminal has no stderr of its own"));
-    }
-    Ok(())
-}
-
-fn attach(agent: &mut Agent, ids: StreamIds, ends: Ends, kind: End) {
-    if let Some(fd) = ends.stdin {
-        agent.streams.add_input(&agent.poll, ids.stdin, fd, kind);
-    }
-    for (id, end) in [(ids.stdout, ends.stdout), (ids.stderr, ends.stderr)] {
-        if let Some(fd) = end {
-            agent.streams.add_output(&agent.poll, id, fd, kind);
-        }
-    }
-}
+use crate::{limits, status, sys};
 
 fn check_id(id: &str) -> Outcome<()> {
     let good = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
@@ -195,11 +107,6 @@ pub fn create(agent: &mut Agent, reply: Reply, mut wanted: Create) -> Outcome<()
     Ok(())
 }
 
-/// A child that tells nothing.
-fn nameless(who: Who) -> ChildState {
-    ChildState { who, status: None, waiting: None, streams: StreamIds::default(), nonce: 0, executed: false }
-}
-
 /// The process whose PID namespace is meant; None for one of the container's own.
 fn pid_space(agent: &mut Agent, wanted: &PidSpace) -> Outcome<Option<u32>> {
     match wanted {
@@ -212,7 +119,7 @@ fn pid_space(agent: &mut Agent, wanted: &PidSpace) -> Outcome<Option<u32>> {
         PidSpace::Pod => {
             if agent.pause.is_none() {
                 let pid = pause::launch(&null_streams()?, agent.space.as_ref())?;
-                agent.children.insert(pid, nameless(Who::Pause));
+                agent.children.insert(pid, ChildState::nameless(Who::Pause));
                 agent.pause = Some(pid);
             }
             Ok(agent.pause)
@@ -293,7 +200,7 @@ pub fn delete(agent: &mut Agent, reply: Reply, id: &str, force: bool) -> Given {
 }
 
 /// Forgets an ended container: its cgroup, its writable folders.
-fn remove(agent: &mut Agent, id: &str) -> Outcome<()> {
+pub fn remove(agent: &mut Agent, id: &str) -> Outcome<()> {
     let Some(container) = agent.containers.get(id) else { return Ok(()) };
     container.cgroup.remove().doing(|| format!("remove the cgroup of container {id}"))?;
     agent.containers.remove(id);
@@ -312,7 +219,7 @@ fn clean(agent: &mut Agent, id: &str) -> std::io::Result<()> {
         let _ = sys::close_from(3);
         sys::exit_now(i32::from(trash::empty(&trash, usize::MAX).is_err()));
     };
-    agent.children.insert(pid, nameless(Who::Cleaner));
+    agent.children.insert(pid, ChildState::nameless(Who::Cleaner));
     Ok(())
 }
 
@@ -342,201 +249,4 @@ pub fn exec(agent: &mut Agent, reply: Reply, wanted: &ExecParams) -> Outcome<()>
         },
     );
     Ok(())
-}
-
-fn attach_terminal(agent: &mut Agent, pid: u32, master: OwnedFd) {
-    let Some(child) = agent.children.get(&pid) else { return };
-    let ids = child.streams;
-    if child.nonce == agent.session.nonce {
-        let duplicate = || rustix::io::fcntl_dupfd_cloexec(&master, 5).ok();
-        let stdin = duplicate().filter(|_| ids.stdin != 0);
-        let stdout = duplicate().filter(|_| ids.stdout != 0);
-        let ends = Ends { stdin, stdout, stderr: None };
-        match &child.who {
-            Who::Init(id) => {
-                if let Some(container) = agent.containers.get_mut(id) {
-                    container.terminal = Some(master);
-                }
-            }
-            Who::Exec(id) => {
-                if let Some(exec) = agent.execs.get_mut(id) {
-                    exec.terminal = Some(master);
-                }
-            }
-            Who::Hooks | Who::Cleaner | Who::Pause => {}
-        }
-        attach(agent, ids, ends, End::Terminal);
-    }
-}
-
-/// Nobody follows this output any more: an exec whose terminal it was is hung up on, as by a line that went dead.
-pub fn hang_up(agent: &mut Agent, output: u32) {
-    let whose =
-        agent.children.values().find(|child| child.streams.stdout == output && child.nonce == agent.session.nonce);
-    let Some(ChildState { who: Who::Exec(id), streams, .. }) = whose else { return };
-    if let Some(exec) = agent.execs.get_mut(id)
-        && exec.terminal.take().is_some()
-    {
-        agent.streams.reset(&agent.poll, streams.stdin);
-    }
-}
-
-/// Takes one message of a child that has not executed its program yet; true when there may be another.
-pub fn hear_child(agent: &mut Agent, pid: u32) -> bool {
-    let Some(child) = agent.children.get_mut(&pid) else { return false };
-    let Some(socket) = &child.status else { return false };
-    match status::hear(socket) {
-        Heard::Other(Report::Nothing) => false,
-        Heard::Replaced(other) => {
-            replace(agent, pid, other);
-            while hear_child(agent, other) {}
-            false
-        }
-        Heard::Ready(master, user) => {
-            if let Some(master) = master {
-                attach_terminal(agent, pid, master);
-            }
-            on_ready(agent, pid, user);
-            true
-        }
-        Heard::Hook(name, code) => {
-            hooks::heard(agent, pid, name, code);
-            true
-        }
-        Heard::Other(report) => {
-            child.status = None;
-            on_report(agent, pid, report);
-            false
-        }
-    }
-}
-
-/// The init that another process made goes on in its place; what made it has nothing more to tell.
-fn replace(agent: &mut Agent, maker: u32, init: u32) {
-    let Some(child) = agent.children.remove(&maker) else { return };
-    if let Some(status) = &child.status {
-        let token = EventData::new_u64(Source::Status(init).token());
-        let _ = epoll::modify(&agent.poll, status, token, EventFlags::IN);
-    }
-    if let Who::Init(id) = &child.who
-        && let Some(container) = agent.containers.get_mut(id)
-    {
-        container.pid = init;
-    }
-    agent.children.insert(init, child);
-    agent.children.insert(maker, nameless(Who::Cleaner));
-}
-
-/// Hears those whose inits may have been replaced: a process has ended that is none of the known.
-pub fn hear_siblings(agent: &mut Agent) {
-    let is_init = |child: &ChildState| matches!(child.who, Who::Init(_)) && child.status.is_some();
-    let inits: Vec<u32> = agent.children.iter().filter(|(_, child)| is_init(child)).map(|(pid, _)| *pid).collect();
-    for pid in inits {
-        while hear_child(agent, pid) {}
-    }
-}
-
-fn on_ready(agent: &mut Agent, pid: u32, user: Option<Identity>) {
-    let Some(ChildState { who: Who::Init(id), waiting, .. }) = agent.children.get_mut(&pid) else { return };
-    if let Some(container) = agent.containers.get_mut(id) {
-        container.state = State::Created;
-    }
-    if let Some(reply) = waiting.take() {
-        let mut result = json!({"pid": pid});
-        if let Some(user) = user {
-            result["user"] = json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups});
-        }
-        agent.answer(reply, Ok(result));
-    }
-}
-
-fn on_report(agent: &mut Agent, pid: u32, report: Report) {
-    let Some(child) = agent.children.get_mut(&pid) else { return };
-    let waiting = child.waiting.take();
-    let mut result = json!({"pid": pid});
-    let mut starved = false;
-    let early = match &child.who {
-        Who::Init(id) => match agent.containers.get_mut(id) {
-            Some(container) if container.state == State::Starting => {
-                if report == Report::Executed {
-                    container.state = State::Running;
-                }
-                result["started_at"] = Value::from(now_ns());
-                false
-            }
-            container => {
-                starved = container.is_some_and(|container| container.cgroup.oom_kills() > 0);
-                true
-            }
-        },
-        Who::Exec(id) => {
-            result["exec"] = Value::from(id.as_str());
-            false
-        }
-        Who::Hooks => {
-            if let Report::Failed(fault) = report {
-                hooks::failed(agent, pid, &fault);
-            }
-            return;
-        }
-        Who::Cleaner | Who::Pause => return,
-    };
-    let outcome = match report {
-        Report::Failed(fault) => Err(fault),
-        _ if starved => Err(Fault::new(Code::FailedPrecondition, "the memory limit is too low for a process to start")),
-        _ if early => Err(Fault::internal("the process ended before its program was executed")),
-        _ => Ok(result),
-    };
-    child.executed = outcome.is_ok();
-    if outcome.is_err() && child.nonce == agent.session.nonce {
-        let ids = child.streams;
-        for id in [ids.stdin, ids.stdout, ids.stderr] {
-            agent.streams.reset(&agent.poll, id);
-        }
-    }
-    if let Some(reply) = waiting {
-        agent.answer(reply, outcome);
-    }
-}
-
-pub fn child_ended(agent: &mut Agent, pid: u32, code: i32) {
-    // A process of a container that lost its parent is the container's init's to reap, or ours with nothing to tell.
-    let Some(child) = agent.children.remove(&pid) else { return };
-    match child.who {
-        Who::Exec(id) => {
-            agent.execs.remove(&id);
-            if child.executed {
-                agent.event(&json!({"event": "process.exit", "exec": id, "exit_code": code, "exited_at": now_ns()}));
-            }
-        }
-        Who::Hooks => hooks::ended(agent, pid, code),
-        Who::Cleaner => {}
-        Who::Pause => agent.pause = None,
-        Who::Init(id) => init_ended(agent, &id, code),
-    }
-}
-
-fn init_ended(agent: &mut Agent, id: &str, code: i32) {
-    let Some(container) = agent.containers.get_mut(id) else { return };
-    // What does not share its pid namespace does not die with it.
-    container.cgroup.kill();
-    let never_created = container.state == State::Creating;
-    container.state = State::Exited;
-    container.exit_code = code;
-    container.oom_killed = container.cgroup.oom_kills() > 0;
-    container.terminal = None;
-    let deleting = container.deleting.take();
-    let oom_killed = container.oom_killed;
-    if never_created {
-        // Its creation was answered by an error: nothing of it stays.
-        let _ = remove(agent, id);
-    } else {
-        agent.event(&json!({
-            "event": "container.exit", "id": id, "exit_code": code, "exited_at": now_ns(), "oom_killed": oom_killed,
-        }));
-    }
-    if let Some(reply) = deleting {
-        let outcome = remove(agent, id).map(|()| json!({}));
-        agent.answer(reply, outcome);
-    }
 }
