@@ -12,7 +12,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from cri.stats.rate import Rate
 from cri.vms import Vm, Wire
@@ -53,7 +53,7 @@ class Pod:
     VM's size is."""
     updating: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     sizing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
-    shown: tuple[PodRecord, Any] | None = field(default=None, compare=False)
+    shown: tuple[PodRecord, bytes] | None = field(default=None, compare=False)
     """See `shown`."""
     rate: Rate = field(default_factory=Rate, compare=False)
     """How much of the processors its VM uses."""
@@ -83,7 +83,7 @@ class Container:
     record: ContainerRecord
     process: Wire | None = None
     updating: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
-    shown: tuple[ContainerRecord, Any] | None = field(default=None, compare=False)
+    shown: tuple[ContainerRecord, bytes] | None = field(default=None, compare=False)
     """See `shown`."""
     rate: Rate = field(default_factory=Rate, compare=False)
     written: Written = field(default=Written(), compare=False)
@@ -94,24 +94,20 @@ class Container:
         return self.record.id
 
 
-M = TypeVar("M")
+R = TypeVar("R", PodRecord, ContainerRecord)
 
 
-def shown_pod(pod: Pod, make: Callable[[PodRecord], M]) -> M:
-    """What a list shows of the pod, made once for each record: the kubelet lists every second, and
-    making these messages anew is nearly all that a list costs."""
-    if pod.shown is None or pod.shown[0] is not pod.record:
-        pod.shown = pod.record, make(pod.record)
-    found: M = pod.shown[1]
-    return found
+class _Shown(Protocol[R]):
+    record: R
+    shown: tuple[R, bytes] | None
 
 
-def shown_container(container: Container, make: Callable[[ContainerRecord], M]) -> M:
-    """The same of a container."""
-    if container.shown is None or container.shown[0] is not container.record:
-        container.shown = container.record, make(container.record)
-    found: M = container.shown[1]
-    return found
+def shown(entry: _Shown[R], encode: Callable[[R], bytes]) -> bytes:
+    """What lists have of a pod or a container, encoded once for each record: the kubelet lists
+    every second, and making these messages anew would be nearly all that a list costs."""
+    if entry.shown is None or entry.shown[0] is not entry.record:
+        entry.shown = entry.record, encode(entry.record)
+    return entry.shown[1]
 
 
 class _Named(Protocol):

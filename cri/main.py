@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         config = load(given.config, flags)
         logs.setup(config.log_level, process="thawd")
         raise_open_files()
+        # What is imported stays. A collection that walked it, too, would take 40 ms of the loop.
+        gc.freeze()
         asyncio.run(serve(config))
     except ThawError as error:
         print(f"thawd: {error.message}", file=sys.stderr)  # noqa: T201 (a person reads it)

@@ -49,11 +49,12 @@ def pods(
     daemon: Daemon, request: v1.StreamPodSandboxesRequest
 ) -> AsyncIterator[v1.StreamPodSandboxesResponse]:
     index, wanted = daemon.index, request.filter
+    fits = sandbox_list.filtered(wanted)
     found = index.pods.asked(wanted.id, wanted.label_selector)
     items = (
         sandbox_list.item(pod.record)
         for pod in found
-        if index.pods.exact(pod.id) is pod and sandbox_list.fits(pod, wanted)
+        if index.pods.exact(pod.id) is pod and fits(pod)
     )
     return _each(items, lambda batch: v1.StreamPodSandboxesResponse(pod_sandboxes=batch))
 
@@ -62,10 +63,11 @@ def containers(
     daemon: Daemon, request: v1.StreamContainersRequest
 ) -> AsyncIterator[v1.StreamContainersResponse]:
     index, wanted = daemon.index, request.filter
+    fits = container_list.filtered(wanted)
     items = (
         container_list.item(each.record)
         for each in container_list.asked(index, wanted)
-        if index.containers.exact(each.id) is each and container_list.fits(each, wanted)
+        if index.containers.exact(each.id) is each and fits(each)
     )
     return _each(items, lambda batch: v1.StreamContainersResponse(containers=batch))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -41,6 +42,24 @@ def stub(path: Path) -> tuple[grpc.aio.Channel, Any]:
     channel = grpc.aio.insecure_channel(f"unix:{path}")
     # The generated module has no types.
     return channel, getattr(v1_pb2_grpc, "RuntimeServiceStub")(channel)  # noqa: B009
+
+
+def test_what_is_imported_is_not_collected_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[int] = []
+
+    async def serve(_config: Config) -> None:
+        walked.append(len(gc.get_objects()))
+
+    monkeypatch.setattr(main, "serve", serve)
+    monkeypatch.setattr("cri.main.logs.setup", lambda *_, **__: None)
+    before = len(gc.get_objects())
+    try:
+        main.main(["--root", str(tmp_path / "root"), "--state", str(tmp_path / "state")])
+    finally:
+        gc.unfreeze()
+    assert walked[0] < before / 10
 
 
 async def test_a_life(tmp_path: Path, zygote: FakeZygote, monkeypatch: pytest.MonkeyPatch) -> None:
