@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import grpc
@@ -80,15 +81,29 @@ async def test_a_name_in_use(client: Client) -> None:
     await client.runtime.RunPodSandbox(v1.RunPodSandboxRequest(config=client.sandbox(attempt=1)))
 
 
-async def test_a_retried_call_gets_the_pod_of_the_first(client: Client) -> None:
+async def test_a_retried_call_gets_the_pod_of_the_first(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The first client goes away while the VM is restored; the pod is made all the same."""
+    arrived = asyncio.Semaphore(0)
+    run = client.world.daemon.runs.run
+
+    async def counted(*flight: Any) -> str:
+        arrived.release()
+        return await run(*flight)
+
+    monkeypatch.setattr(client.world.daemon.runs, "run", counted)
+    caplog.set_level(logging.INFO)
     client.world.zygote.hold.clear()
     request = v1.RunPodSandboxRequest(config=client.sandbox())
     first = client.runtime.RunPodSandbox(request)
-    await asyncio.sleep(0.1)
+    await arrived.acquire()
     first.cancel()
+    async with asyncio.timeout(10):
+        while "RunPodSandbox: the client went away" not in caplog.text:  # noqa: ASYNC110 (the log tells)
+            await asyncio.sleep(0.01)
     second = asyncio.ensure_future(client.runtime.RunPodSandbox(request))
-    await asyncio.sleep(0.1)
+    await arrived.acquire()
     client.world.zygote.hold.set()
     pod = (await second).pod_sandbox_id
     assert [each.id for each in client.world.daemon.index.pods] == [pod]
@@ -204,9 +219,10 @@ async def test_a_shim_that_dies(client: Client) -> None:
     await client.runtime.StartContainer(v1.StartContainerRequest(container_id=container))
     shim = client.shim(pod)
     shim.closed.set()
-    await asyncio.sleep(0.1)
-    found = await client.status(container)
-    assert (found.state, found.exit_code) == (v1.CONTAINER_EXITED, 255)
+    async with asyncio.timeout(10):
+        while (found := await client.status(container)).state != v1.CONTAINER_EXITED:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert found.exit_code == 255
     assert "shim" in found.message
     await client.runtime.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
     assert client.world.network.attached == {}
