@@ -64,16 +64,34 @@ class Gate:
         return quiet
 
 
-def of_processes(pids: Iterable[int]) -> float:
-    """Seconds that all threads of the processes have run on a core."""
-    total = 0
+@dataclass(frozen=True)
+class Scheduled:
+    """Seconds that threads ran on a core, and that they could have run while none was theirs."""
+
+    ran: float
+    waited: float
+
+    def since(self, before: Scheduled) -> Scheduled:
+        """What came to it since."""
+        return Scheduled(self.ran - before.ran, self.waited - before.waited)
+
+
+def scheduled(pids: Iterable[int], proc: Path = Path("/proc")) -> Scheduled:
+    """Of all threads of the processes, since each began."""
+    ran = waited = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
+            for task in (proc / f"{pid}/task").iterdir():
                 with contextlib.suppress(OSError):
                     # Nanoseconds on a core, waiting, and slices (Linux: scheduler/sched-stats).
-                    total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+                    words = (task / "schedstat").read_text().split()
+                    ran, waited = ran + int(words[0]), waited + int(words[1])
+    return Scheduled(ran / 1e9, waited / 1e9)
+
+
+def of_processes(pids: Iterable[int]) -> float:
+    """Seconds that all threads of the processes have run on a core."""
+    return scheduled(pids).ran
 
 
 @dataclass

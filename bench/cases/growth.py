@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from bench import memory
-from bench.cpu import Usage, open_files, tasks
+from bench.cpu import Usage, open_files, scheduled, tasks
 from bench.images import ONE_LAYER
 from bench.node import Node
 from bench.pods import Pod, remove_all
@@ -158,8 +159,23 @@ def _lists(session: Session, pods: dict[str, list[Pod]]) -> None:
         mine = pods[node.name]
         for number in range(LISTED - len(mine)):
             mine[number % len(mine)].start(ONE_LAYER, SLEEP, name=f"more{number // len(mine)}")
+    shares: dict[str, dict[str, list[float]]] = {node.name: {} for node in session.nodes}
+    session.extra["lists"] = shares
     for _ in range(4):
         for node in session.nodes:
             session.quiet(node)
             for _ in range(LISTS // 4):
-                session.figures.add("list_p99", node.name, _list(node))
+                session.figures.add("list_p99", node.name, _shared_list(node, shares[node.name]))
+
+
+def _shared_list(node: Node, shares: dict[str, list[float]]) -> float:
+    """`_list`; adds to `shares` how long the threads of both sides ran for it, and waited until a
+    core was theirs, in milliseconds. Threads that wait at the same time all count."""
+    sides = {"daemon": [node.daemon_pid()], "client": [os.getpid()]}
+    before = {side: scheduled(pids) for side, pids in sides.items()}
+    took = _list(node)
+    for side, pids in sides.items():
+        spent = scheduled(pids).since(before[side])
+        shares.setdefault(f"{side}_ran_ms", []).append(spent.ran * 1000)
+        shares.setdefault(f"{side}_waited_ms", []).append(spent.waited * 1000)
+    return took

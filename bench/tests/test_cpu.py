@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,12 @@ def test_time_of_processes() -> None:
     while time.process_time() - begun < 0.05:
         sum(range(1000))
     assert usage.percent() > 0
+
+
+def test_what_threads_ran_and_waited(tmp_path: Path) -> None:
+    for task, text in (("1/task/1", "5000000000 1000000000 9"), ("1/task/2", "250000000 0 1")):
+        (tmp_path / task).mkdir(parents=True)
+        (tmp_path / task / "schedstat").write_text(f"{text}\n")
+    found = cpu.scheduled([1, 2], tmp_path)
+    assert found == cpu.Scheduled(5.25, 1.0)
+    assert found.since(cpu.Scheduled(5.0, 0.25)) == cpu.Scheduled(0.25, 0.75)
