@@ -30,7 +30,7 @@ lint: setup ## Formatting, lint, types and import rules of Python and Rust
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	cd guest_agent && cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml && rustfmt --check --edition 2024 ../vmm/qemu/capstone.rs && cargo clippy --quiet --release --locked --all-targets -- -D warnings
+	cd guest_agent && cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml && rustfmt --check --edition 2024 ../vmm/qemu/stand_in.rs && cargo clippy --quiet --release --locked --all-targets -- -D warnings
 
 unit: setup ## Unit and property tests of Python and Rust
 	cd guest_agent && cargo test --quiet --release --locked
@@ -62,6 +62,6 @@ bench-quick: setup ## The same with fewer rows and rounds, in 3 minutes; the pee
 	$(PYTHON) -m bench --quick
 
 clean: ## Remove all that was built (not what apt-get installed)
-	rm -rf .build .venv guest_agent/target vmm/qemu/libcapstone.so.4 e2e/evidence bench/results
+	rm -rf .build .venv guest_agent/target vmm/qemu/stand_in.so e2e/evidence bench/results
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly STAMPS=.build/stamps
-readonly AGENT=.build/thaw-agent REHEARSAL=.build/thaw-rehearsal CAPSTONE=vmm/qemu/libcapstone.so.4
+readonly AGENT=.build/thaw-agent REHEARSAL=.build/thaw-rehearsal STAND_IN=vmm/qemu/stand_in.so
 RUST_MIN=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' guest_agent/Cargo.toml)
 readonly RUST_MIN GO_MIN=1.24
 
@@ -71,10 +71,11 @@ build_agent() {
 }
 
 # Not needed to run: it spares memory.
-build_capstone() {
-  say "building the stand-in for libcapstone"
-  rustc --edition 2024 --crate-type cdylib -C panic=abort -C opt-level=s -C strip=symbols \
-    -C link-arg=-nostdlib -C link-arg=-Wl,-soname,libcapstone.so.4 -o "$CAPSTONE" vmm/qemu/capstone.rs
+build_stand_in() {
+  say "building what stands in for libraries of QEMU's"
+  rustc --edition 2024 --crate-type staticlib --emit obj -C panic=abort -C opt-level=s -C relocation-model=pic \
+    -o .build/stand_in.o vmm/qemu/stand_in.rs
+  cc -shared -nostdlib -s -Wl,-z,now -Wl,--version-script=vmm/qemu/stand_in.map -o "$STAND_IN" .build/stand_in.o
 }
 
 build_guest() {
@@ -97,8 +98,8 @@ key=$(key_of pyproject.toml)
 key=$(key_of guest_agent)
 { fresh agent "$key" && [ -x "$AGENT" ] && [ -x "$REHEARSAL" ]; } || { build_agent && stamp agent "$key"; }
 
-key=$(key_of vmm/qemu/capstone.rs)
-{ fresh capstone "$key" && [ -f "$CAPSTONE" ]; } || { build_capstone && stamp capstone "$key"; }
+key=$(key_of vmm/qemu/stand_in.rs vmm/qemu/stand_in.map)
+{ fresh stand-in "$key" && [ -f "$STAND_IN" ]; } || { build_stand_in && stamp stand-in "$key"; }
 
 key=$(key_of "$AGENT" "$REHEARSAL" hostlib vmm/guest.py vmm/guest_image)
 { fresh guest "$key" && [ -f .build/guest/guest.json ]; } || { build_guest && stamp guest "$key"; }

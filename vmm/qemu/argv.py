@@ -63,7 +63,7 @@ _CODE_MIB_PER_VCPU: Final = 32
 """Size of the buffer for translated code. QEMU's own default is 1 GiB for each VM, which is never
 given back: programs are translated anew each time they start, as their addresses are random, so
 each container life (create, start, exec, end) was measured to add 1.9 MiB. An idle pod fills about
-35 MiB; a buffer below that is flushed while a pod starts, which makes its start several times
+26 MiB; a buffer below that is flushed while a pod starts, which makes its start several times
 slower."""
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"

@@ -35,7 +35,7 @@ SHARE: Final = "share"
 
 HINT: Final = "thawd needs root, Linux 5.12, and in a container all capabilities"
 
-_CAPSTONE: Final = "libcapstone.so.4"
+_UNUSED: Final = ("libcapstone.so.4", "libpmem.so.1")
 _LIBRARIES: Final = ("bin", "lib", "lib32", "lib64")
 _ROOT: Final = "worker"
 _PROC_OPTIONS: Final = "hidepid=ptraceable,subset=pid"
@@ -43,18 +43,19 @@ _PROGRAM: Final = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUN
 
 
 def _stand_ins() -> tuple[tuple[str, str], ...]:
-    built = Path(__file__).with_name(_CAPSTONE)
+    built = Path(__file__).with_name("stand_in.so")
     if not built.is_file():
         return ()
-    installed = [*Path("/usr").glob(f"lib*/{_CAPSTONE}"), *Path("/usr/lib").glob(f"*/{_CAPSTONE}")]
-    return tuple((os.path.realpath(path), str(built)) for path in installed)
+    places = [*Path("/usr").glob("lib*/"), *Path("/usr/lib").glob("*/")]
+    installed = (place / name for place in places for name in _UNUSED)
+    return tuple((os.path.realpath(path), str(built)) for path in installed if path.is_file())
 
 
 STAND_INS: Final = _stand_ins()
-"""Libraries that a worker has others for: their path, and that of what stands in for each.
+"""Libraries that a worker has no use for: their path, and that of what stands in for each.
 
-`make setup` builds them (`capstone.rs` says what for); a worker runs without them too. Looked for
-once, before processes are forked that would each do it for themselves.
+`make setup` builds it (`stand_in.rs` says what for); a worker runs without it too. Looked for once,
+before processes are forked that would each do it for themselves.
 """
 
 

@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def confined(confinement: Confinement, *argv: str) -> tuple[int, str]:
 
 
 def functions(library: Path) -> set[str]:
-    """The names of Capstone's functions among a library's strings."""
-    return {name.decode() for name in re.findall(rb"\0(cs_[a-z_]+)(?=\0)", library.read_bytes())}
+    """The names of Capstone's and libpmem's functions among a library's strings."""
+    found = re.findall(rb"\0((?:cs|pmem)_[a-z_]+)(?=\0)", library.read_bytes())
+    return {name.decode() for name in found}
 
 
 def test_what_a_worker_sees(tmp_path: Path) -> None:
@@ -86,8 +88,10 @@ def test_an_installation_outside_of_usr_is_seen_with_what_is_beside_it(tmp_path:
     assert "secret" not in output
 
 
-def test_a_library_that_only_costs_memory_has_a_stand_in(tmp_path: Path) -> None:
-    ((covered, built), *_) = STAND_INS
+@pytest.mark.parametrize(("covered", "built"), STAND_INS)
+def test_a_library_that_only_costs_memory_has_a_stand_in(
+    covered: str, built: str, tmp_path: Path
+) -> None:
     compare = ("/usr/bin/cmp", covered, "/share/built")
     shutil.copy(built, tmp_path / "built")
     assert confined(Confinement(UID, tmp_path, QEMU), *compare) == (0, "")
@@ -95,11 +99,30 @@ def test_a_library_that_only_costs_memory_has_a_stand_in(tmp_path: Path) -> None
     assert code == 1, "they are the same"
 
 
-def test_the_stand_in_has_every_function_that_the_library_has() -> None:
-    ((covered, built), *_) = STAND_INS
+@pytest.mark.parametrize(("covered", "built"), STAND_INS)
+def test_the_stand_in_has_every_function_that_the_library_has(covered: str, built: str) -> None:
     has = {path: functions(Path(path)) for path in (covered, built)}
     assert has[covered]
     assert has[built] >= has[covered]
+
+
+def test_each_library_without_a_use_has_a_stand_in() -> None:
+    assert {Path(covered).name.partition(".so")[0] for covered, _ in STAND_INS} == {
+        "libcapstone",
+        "libpmem",
+    }
+
+
+def test_a_worker_is_told_of_short_cache_lines_and_else_the_truth() -> None:
+    _, built = STAND_INS[0]
+
+    def conf(name: str, **environment: str) -> int:
+        argv = ("/usr/bin/getconf", name)
+        return int(subprocess.run(argv, env=environment, capture_output=True, check=True).stdout)
+
+    assert conf("LEVEL1_ICACHE_LINESIZE", LD_PRELOAD=built) == 16
+    for name in ("LEVEL1_DCACHE_LINESIZE", "PAGESIZE", "_NPROCESSORS_CONF"):
+        assert conf(name, LD_PRELOAD=built) == conf(name)
 
 
 def test_why_a_worker_cannot_be_confined_is_said(tmp_path: Path) -> None:
