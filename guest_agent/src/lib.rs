@@ -24,6 +24,7 @@ mod request;
 mod restore;
 mod rpc;
 mod sandbox;
+mod scheduler;
 mod scsi;
 mod session;
 mod sockets;
@@ -73,8 +74,10 @@ fn init() -> Outcome<()> {
     rustix::process::setrlimit(Resource::Nofile, limit).doing(|| "set the limit of descriptors".to_owned())?;
     let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
     let mut agent = Agent::new(signals)?;
-    if let Err(fault) = network::boot() {
-        boot::complain(&fault.to_string());
+    for done in [network::boot(), scheduler::serve_seldom()] {
+        if let Err(fault) = done {
+            boot::complain(&fault.to_string());
+        }
     }
     match boot::channel()? {
         boot::Channel::Port(fd) => agent.take_port(fd)?,
