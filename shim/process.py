@@ -107,7 +107,7 @@ class Shim:
             self._pod = birth.result()
             self._server.listen(self._folder / records.SOCKET)
             self._say({"event": "ready"})
-            self._tasks.start(self._end_when_idle(), "idle watch")
+            self._tasks.start(self._end_when_deserted(self._pod), "daemon watch")
             self._tasks.start(self._end_with_waiting_vm(self._pod), "waiting VM's watch")
             await stopping
             await self._pod.stop("the shim was told to end")
@@ -197,17 +197,12 @@ class Shim:
             await restore.restore_guest(vm)
         await vm.pause()
 
-    async def _end_when_idle(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(IDLE_LIMIT / 12)
-            idle = self._server.idle_since
-            if self._pod is not None and self._pod.record is not None:
-                # A pod lives on without a daemon; its shim has nothing more to wake up for.
-                return
-            if self._pod is not None and idle is not None and loop.time() - idle > IDLE_LIMIT:
-                log.info("no daemon for %g s, and no pod: ending", IDLE_LIMIT)
-                self._stop.set()
+    async def _end_when_deserted(self, pod: Pod) -> None:
+        await self._server.deserted(IDLE_LIMIT)
+        # A pod lives on without a daemon.
+        if pod.record is None:
+            log.info("no daemon for %g s, and no pod: ending", IDLE_LIMIT)
+            self._stop.set()
 
     async def _end_with_waiting_vm(self, pod: Pod) -> None:
         """A VM that dies before it is a pod's is nobody's loss: the daemon sees the shim's end, and

@@ -91,6 +91,8 @@ class Server:
         self._path: Path | None = None
         self.idle_since: float | None = asyncio.get_running_loop().time()
         """Loop time since which nobody is connected; None while somebody is."""
+        self._left = asyncio.Event()
+        self._left.set()
 
     @property
     def told(self) -> bool:
@@ -132,7 +134,18 @@ class Server:
         peer = _Peer(Connection(sock))
         self._peers.add(peer)
         self.idle_since = None
+        self._left.clear()
         self._tasks.start(self._serve(peer), "connection")
+
+    async def deserted(self, seconds: float) -> None:
+        """Wait until nobody has been connected for so long; without waking up while somebody is."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._left.wait()
+            assert self.idle_since is not None
+            if (left := self.idle_since + seconds - loop.time()) <= 0:
+                return
+            await asyncio.sleep(left)
 
     def broadcast(self, event: Wire) -> None:
         """Send `event` to every connection."""
@@ -173,6 +186,7 @@ class Server:
             self._peers.discard(peer)
             if not self._peers:
                 self.idle_since = asyncio.get_running_loop().time()
+                self._left.set()
 
     async def _request(self, peer: _Peer, message: Message) -> None:
         number = message.header.get("id")

@@ -209,3 +209,20 @@ async def test_client_and_server() -> None:
         await waiting
     assert client.closed.done()
     await client.close()
+
+
+async def test_a_server_is_deserted_once_the_last_one_has_gone() -> None:
+    server = Server({}, lambda: None)
+    await server.deserted(0)
+    pairs = [socket.socketpair() for _ in range(2)]
+    for served, caller in pairs:
+        caller.setblocking(False)
+        server.adopt(served)
+    deserted = asyncio.create_task(server.deserted(0))
+    for _, caller in pairs:
+        assert not deserted.done()
+        caller.shutdown(socket.SHUT_WR)
+        assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
+        caller.close()
+    await deserted
+    await server.close()
