@@ -3,8 +3,8 @@
 ``python -m e2e.harness.jail FOLDER PROGRAM [ARGUMENT...]``: PROGRAM is in a mount namespace where
 the root file system is read-only but for FOLDER, a shared mount by whose propagation the host sees
 what is mounted below it. /var/lib and /var/log are empty and the program's own, and the kernel
-settings that a kubelet asks for have the values that it wants, without being set. Control groups,
-devices and the network are the host's.
+settings that a kubelet asks for have the values that it wants, without being set. Control groups
+and devices are the host's, and the network is that of who starts it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ import httpx
 from e2e.harness import leaks
 from e2e.harness.authority import Authority
 from e2e.harness.daemon import PROJECT, Daemon
-from e2e.harness.outside import sh
 from e2e.harness.registry import free_port
 from e2e.harness.waiting import until
 from hostlib import linux
@@ -40,14 +39,17 @@ Json = dict[str, Any]
 
 
 class Kubelet:
-    """A kubelet in a jail (`e2e.harness.jail`), which leaves all of the host but its folder alone.
+    """A kubelet in a jail (`e2e.harness.jail`), which leaves all of the host but its folder alone,
+    and in the network of who starts it (`e2e.harness.network`), as its daemon is.
 
     The folder is the daemon's, and its control group carries the instance's id: what is left is
     found by the leak scan of the daemon.
     """
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, address: str) -> None:
+        """`address` is the node's, of an interface that is not loopback."""
         self.daemon = daemon
+        self.address = address
         self.folder = daemon.folder / "kubelet"
         self.root = self.folder / "root"
         self.logs = self.folder / "logs"
@@ -134,7 +136,7 @@ class Kubelet:
             *(sys.executable, "-m", "e2e.harness.jail", str(self.folder), str(PROGRAM)),
             *("--config", str(config), "--root-dir", str(self.root)),
             *("--cert-dir", str(self.folder / "certificates")),
-            *("--hostname-override", NODE, "--node-ip", self._node_ip(), "--v", "2"),
+            *("--hostname-override", NODE, "--node-ip", self.address, "--v", "2"),
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -151,13 +153,6 @@ class Kubelet:
             )
         until("the kubelet is well", self._well, LIMIT, pause=0.1)
         return self
-
-    def _node_ip(self) -> str:
-        """An address of the host that is not loopback: the one that pods know it by."""
-        links = json.loads(sh("ip", "-json", "-4", "address", "show"))
-        bridge = f"thaw{self.daemon.instance}"
-        found = [each["addr_info"] for each in links if each["ifname"] == bridge]
-        return str(found[0][0]["local"])
 
     def _well(self) -> bool:
         assert self.process is not None

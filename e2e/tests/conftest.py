@@ -22,6 +22,7 @@ from e2e.harness.crictl import Crictl
 from e2e.harness.daemon import EVIDENCE, PROJECT, Daemon
 from e2e.harness.faulty import FaultyRegistry
 from e2e.harness.kubelet import Kubelet
+from e2e.harness.network import own_network
 from e2e.harness.outside import Outside, subnet
 from e2e.harness.refs import NGINX, SHELL, SIZED, WEBAPP
 from e2e.harness.registry import Registry
@@ -229,27 +230,37 @@ def sized(_sized: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="module")
-def _node(workspace: Path, registry: Registry, request: pytest.FixtureRequest) -> Iterator[Kubelet]:
+def _node(
+    workspace: Path, built: dict[str, oci.Image], request: pytest.FixtureRequest
+) -> Iterator[Kubelet]:
+    number = next(_numbers)
     # Static pods come several at once.
     settings = {"pool": {"size": 2, "max_size": 2}}
-    folder = workspace / f"n{next(_numbers):03}"
-    with _lasting(folder, registry, SHELL, WEBAPP, settings=settings) as running:
-        kubelet = Kubelet(running)
-        try:
+    with (
+        own_network() as address,
+        Registry(workspace / f"r{number:03}") as registry,
+    ):
+        for repository, image in built.items():
+            registry.push(image, repository)
+        folder = workspace / f"n{number:03}"
+        with _lasting(folder, registry, SHELL, WEBAPP, settings=settings) as running:
+            kubelet = Kubelet(running, address)
             try:
-                kubelet.start()
-            except BaseException:
-                keep_evidence(request, running)
-                raise
-            yield kubelet
-        finally:
-            left = kubelet.destroy()
-    assert not left, left
+                try:
+                    kubelet.start()
+                except BaseException:
+                    keep_evidence(request, running)
+                    raise
+                yield kubelet
+            finally:
+                left = kubelet.destroy()
+        assert not left, left
 
 
 @pytest.fixture
 def node(_node: Kubelet, request: pytest.FixtureRequest) -> Iterator[Kubelet]:
-    """A kubelet on a daemon of its own; each test leaves it without pods."""
+    """A kubelet on a daemon of its own, in a network of their own that the test is in as well; each
+    test leaves it without pods."""
     yield _node
     if failed(request):
         keep_evidence(request, _node.daemon)
