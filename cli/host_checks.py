@@ -16,7 +16,7 @@ from typing import Final, Literal
 from cri import config
 from cri.config import default_guest_dir
 from cri.oci.seccomp import compiler
-from hostlib import ids
+from hostlib import ids, mountinfo
 from hostlib.errors import ThawError
 from hostlib.process import ENVIRONMENT
 from vmm.qemu.confine import HINT as CONFINEMENT_HINT
@@ -190,6 +190,20 @@ def _guest() -> Iterator[Finding]:
         yield Finding("guest", "missing", f"no guest image in {folder}", "make setup")
 
 
+def _mounts() -> Iterator[Finding]:
+    top = [each for each in mountinfo.read() if each.path == "/"]
+    if top and top[-1].propagates:
+        yield Finding("mounts", "ok", "/ is shared: volumes that the host unmounts are let go")
+    else:
+        yield Finding(
+            "mounts",
+            "warning",
+            "/ is a private mount: a volume that the host unmounts stays in use until the VMs that"
+            " began meanwhile end",
+            "mount --make-rshared /, as kubelets want it too",
+        )
+
+
 def _memory() -> Iterator[Finding]:
     match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     available = int(match[1]) // 1024 if match else 0
@@ -214,6 +228,7 @@ CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _accelerator,
     _tun,
     _cgroup,
+    _mounts,
     _vsock,
     _memory,
 )

@@ -7,6 +7,7 @@ import pytest
 from cli import host_checks
 from cri import config
 from cri.config import Config, Vm
+from hostlib import mountinfo
 from vmm.qemu.confine import Confinement
 
 
@@ -55,3 +56,18 @@ def test_a_host_that_cannot_confine_qemu_is_told(monkeypatch: pytest.MonkeyPatch
     found = {finding.name: finding for finding in host_checks.all_findings()}
     assert found["worker"].level == "missing"
     assert "no such call" in found["worker"].message
+
+
+@pytest.mark.parametrize(("tags", "level"), [(b"", "warning"), (b"shared:1 ", "ok")])
+def test_a_host_whose_mounts_are_private_is_told(
+    monkeypatch: pytest.MonkeyPatch, tags: bytes, level: str
+) -> None:
+    # The last of those at one path covers the others.
+    lines = (
+        b"1 1 0:1 / / rw shared:2 - rootfs none rw",
+        b"22 1 8:1 / / rw %s- ext4 /dev/a rw" % tags,
+        b"23 22 0:5 / /proc rw shared:5 - proc proc rw",
+    )
+    monkeypatch.setattr(mountinfo, "read", lambda: [mountinfo.parse(line) for line in lines])
+    found = {finding.name: finding for finding in host_checks.all_findings()}
+    assert found["mounts"].level == level

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
-from e2e.harness.refs import SLEEP, WEBAPP
-from e2e.harness.volumes import Published
+from e2e.harness.refs import SHELL, SLEEP, WEBAPP
+from e2e.harness.volumes import MIB, NoLoopDevices, Published, loop_device
 from e2e.harness.waiting import until
 from hostlib import errors, linux
 
@@ -137,6 +139,8 @@ def test_an_empty_dir_of_medium_memory_is_the_guests(
         pod = Pod.run(daemon)
         first = start(pod, [mount("/cache", empty_dir)], "first")
         second = start(pod, [mount("/all", empty_dir), mount("/part", bound)], "second")
+        # As pods ask for more shared memory.
+        third = start(pod, [mount("/dev/shm", empty_dir)], "third")
     finally:
         linux.umount(str(bound))
     assert first.sh("stat -c '%a %u %g' /cache; grep -c ' /cache tmpfs ' /proc/mounts") == (
@@ -149,6 +153,8 @@ def test_an_empty_dir_of_medium_memory_is_the_guests(
     )
     second.sh("echo x > /part/file")
     assert first.sh("cat /cache/sub/file") == "x"
+    assert third.sh("cat /dev/shm/sub/file; grep -c ' /dev/shm ' /proc/mounts") == "x\n1"
+    assert third.sh("df -k /dev/shm | tail -n 1").split()[1] == str(16 << 10)
     assert os.listdir(empty_dir) == ["sub"]
     daemon.client.remove_container(first.id)
     again = start(pod, [mount("/cache", empty_dir, readonly=True)], "again")
@@ -188,3 +194,90 @@ def test_one_that_has_files_on_the_host_stays_there(daemon: Daemon, empty_dir: P
     container = start(Pod.run(daemon), [mount("/cache", empty_dir)])
     assert container.sh("cat /cache/there; echo x > /cache/made") == "before"
     assert (empty_dir / "made").read_text() == "x\n"
+
+
+FILES = """
+import os
+os.setxattr("/data/file", "user.note", b"kept")
+with open("/data/sparse", "wb") as file:
+    file.truncate(1 << 20)
+os.link("/data/file", "/data/again")
+"""
+
+
+def unmount(place: Path) -> None:
+    """Whether it is still mounted or not."""
+    with contextlib.suppress(OSError):
+        linux.umount(str(place))
+
+
+def test_a_csi_volume_as_the_kubelet_mounts_it(daemon: Daemon, tmp_path: Path) -> None:
+    """The driver's file system, with the group that the kubelet gives it, whole and a sub path; and
+    one in raw blocks, behind the kubelet's link. Once its containers are removed nobody on the host
+    holds it: the driver can take it away."""
+    plugin = "kubernetes.io~csi/pvc-1"
+    place = tmp_path / "pods/uid/volumes" / plugin / "mount"
+    bound = tmp_path / "pods/uid/volume-subpaths/pvc-1/main/0"
+    blocks = tmp_path / "pods/uid/volumeDevices" / plugin
+    with contextlib.ExitStack() as stack:
+        # As the host of a kubelet has its mounts.
+        linux.mount(str(tmp_path), str(tmp_path), flags=linux.MS_BIND)
+        stack.callback(unmount, tmp_path)
+        linux.mount("none", str(tmp_path), flags=linux.MS_SHARED)
+        try:
+            disk, raw = (
+                stack.enter_context(loop_device(tmp_path / name, 16 * MIB)) for name in ("a", "b")
+            )
+        except NoLoopDevices as error:
+            pytest.skip(f"this machine makes no loop devices: {error}")
+        subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+        for folder in (place, bound, blocks.parent):
+            folder.mkdir(parents=True)
+        blocks.symlink_to(raw)
+        linux.mount(disk, str(place), "ext4")
+        stack.callback(unmount, place)
+        (place / "sub").mkdir()
+        for folder in (place, place / "sub"):
+            os.chown(folder, 0, 2000)
+            folder.chmod(0o2775)
+        linux.mount(str(place / "sub"), str(bound), flags=linux.MS_BIND)
+        stack.callback(unmount, bound)
+        pod = Pod.run(daemon)
+        context = v1_pb2.LinuxContainerSecurityContext(
+            run_as_user=v1_pb2.Int64Value(value=1000), supplemental_groups=[2000]
+        )
+        main = pod.start(
+            WEBAPP,
+            SLEEP,
+            mounts=[mount("/data", place), mount("/sub", bound)],
+            linux=v1_pb2.LinuxContainerConfig(security_context=context),
+        )
+        main.sh("umask 002; echo x > /data/file; echo y > /sub/file")
+        answer = daemon.client.exec_sync(main.id, ["/usr/bin/python3", "-c", FILES])
+        assert answer.exit_code == 0, answer.stderr
+        assert main.sh("stat -c '%u %g %a %h' /data/file; cat /data/sub/file") == (
+            "1000 2000 664 2\ny"
+        )
+        free = main.sh("df -k /data | tail -n 1").split()
+        assert int(free[1]) < 16 << 10, free
+        other = pod.start(
+            SHELL,
+            SLEEP,
+            name="other",
+            mounts=[mount("/data", place, readonly=True)],
+            devices=[v1_pb2.Device(host_path=str(blocks), container_path="/dev/xvda")],
+        )
+        assert other.sh("cat /data/again; printf raw > /dev/xvda") == "x"
+        assert "read-only" in other.sh("(echo > /data/x) 2>&1 || true").lower()
+        for each in (main, other):
+            daemon.client.stop_container(each.id, 0)
+            daemon.client.remove_container(each.id)
+        assert os.getxattr(place / "again", "user.note") == b"kept"
+        assert (place / "sparse").stat().st_blocks == 0
+        for folder in (bound, place):
+            linux.umount(str(folder), flags=0)
+        for device in (disk, raw):
+            # Fails as long as it is mounted, or open, anywhere.
+            os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+        assert (tmp_path / "b").read_bytes()[:3] == b"raw"
+        assert pod.state == v1_pb2.SANDBOX_READY
