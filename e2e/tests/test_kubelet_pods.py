@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ def last_end(node: Kubelet, pod: str, name: str) -> Json:
 
 def in_phase(node: Kubelet, pod: str, phase: str) -> bool:
     """Whether the pod is in that phase now."""
-    return bool(node.status(pod)["phase"] == phase)
+    return bool(node.status(pod).get("phase") == phase)
 
 
 def test_containers_start_and_end_in_order(node: Kubelet) -> None:
@@ -253,8 +256,17 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
         return container(name, count.format(name) + script, mounts={"here": "/here"}, **fields)
 
     node.run(
-        pod("fails", member("fails", "exit 3"), volumes=volumes),
-        pod("never", member("never", "exit 5"), restartPolicy="Never", volumes=volumes),
+        pod(
+            "fails",
+            member("fails", "exit 3", terminationMessagePolicy="FallbackToLogsOnError"),
+            volumes=volumes,
+        ),
+        pod(
+            "never",
+            member("never", "echo for a reason > /dev/termination-log; exit 5"),
+            restartPolicy="Never",
+            volumes=volumes,
+        ),
         pod("retries", member("retries", "[ $n = 3 ]"), restartPolicy="OnFailure", volumes=volumes),
         pod(
             "starts",
@@ -282,12 +294,14 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
     logs = node.text(node.path("containerLogs", "fails", "fails"), previous="true")
     assert logs.startswith("life ")
     assert 2 <= int(logs.split()[1]) <= len(lines(here / "fails"))
+    assert terminated(found)["message"].startswith("life ")
 
     for name, phase, lives in (("never", "Failed", 1), ("retries", "Succeeded", 3)):
         until(f"{name}: {phase}", partial(in_phase, node, name, phase), LIMIT, pause=0.1)
         assert len(lines(here / name)) == lives
         assert node.container(name, name)["restartCount"] == lives - 1
-    assert node.container("never", "never")["state"]["terminated"]["exitCode"] == 5
+    ended = node.container("never", "never")["state"]["terminated"]
+    assert (ended["exitCode"], ended["message"]) == (5, "for a reason\n")
 
     waiting("starts", "missing", "ErrImagePull", "ImagePullBackOff")
     waiting("starts", "program", "RunContainerError", "CrashLoopBackOff")
@@ -297,6 +311,142 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
     waiting("starts", "hook", "PostStartHookError", "CrashLoopBackOff")
     last = terminated(node.container("starts", "hook"))
     assert last["exitCode"] in {137, 143}
+
+
+def test_what_has_ended_is_collected(node: Kubelet) -> None:
+    """By the kubelet: containers beyond the last life of each, the sandbox of a VM that died with
+    the last of its containers, and all that is left of a pod that is not wanted any more."""
+    told = "until [ -e /tmp/end ]; do sleep 0.1; done"
+    node.run(
+        pod("again", container("again", "sleep 1; exit 3"), container("lasting", told)),
+        pod("once", container("once", "exit 0"), restartPolicy="Never"),
+    )
+    client = node.daemon.client
+    until("it is done", partial(in_phase, node, "once", "Succeeded"), LIMIT, pause=0.1)
+    uids = {node.pod(name)["metadata"]["uid"]: name for name in ("again", "once")}
+
+    def lives(name: str) -> list[int]:
+        """The attempts of a container that have ended and are kept."""
+        return sorted(
+            each.metadata.attempt
+            for each in client.containers()
+            if each.metadata.name == name and each.state == v1_pb2.CONTAINER_EXITED
+        )
+
+    def sandboxes(name: str) -> list[tuple[int, bool]]:
+        """The attempts of a pod's sandbox, and whether each is ready."""
+        return sorted(
+            (each.metadata.attempt, each.state == v1_pb2.SANDBOX_READY)
+            for each in client.pods()
+            if uids.get(each.metadata.uid) == name
+        )
+
+    until("it had four lives", lambda: (lives("again") or [0])[-1] >= 3, LIMIT, pause=0.1)
+    until("the last is kept alone", lambda: len(lives("again")) == 1, LIMIT, pause=0.1)
+    assert sandboxes("again") == [(0, True)]
+    first = node.container("again", "lasting")["containerID"]
+    [vm] = [
+        node.daemon.vm_of(each.id) for each in client.pods() if uids[each.metadata.uid] == "again"
+    ]
+    os.kill(node.daemon.records()[vm]["qemu_pid"], signal.SIGKILL)
+    until("the pod is made anew", lambda: (1, True) in sandboxes("again"), LIMIT, pause=0.1)
+
+    def lives_again() -> bool:
+        found = node.container("again", "lasting")
+        return found["restartCount"] == 1 and "running" in found["state"]
+
+    until("so are its containers", lives_again, LIMIT, pause=0.1)
+    again = node.container("again", "lasting")
+    assert again["containerID"] != first
+    assert terminated(again)["exitCode"] == 255
+    assert (0, False) in sandboxes("again"), "what is known of its last life is there"
+    node.sh("again", "lasting", "touch /tmp/end")
+    until("the dead one is gone", lambda: sandboxes("again") == [(1, True)], LIMIT, pause=0.5)
+
+    folders = [node.logs_of(*each).parent for each in (("again", "again"), ("once", "once"))]
+    assert all(each.is_dir() for each in folders)
+    node.remove("again", "once")
+    until(
+        "nothing of the pods is left",
+        lambda: (
+            not {each.metadata.uid for each in client.pods()} & uids.keys()
+            and not any(lives(name) for name in ("again", "once", "lasting"))
+            and not any(each.exists() for each in folders)
+        ),
+        LIMIT,
+        pause=0.5,
+    )
+
+
+def test_users_that_are_the_pods_own(node: Kubelet) -> None:
+    """A pod with `hostUsers: false`: the mappings are those that the kubelet chose, volumes of all
+    kinds have their owners, and what the kubelet does in and with a pod works as in any other."""
+    here = node.shared("mapped")
+    (here / "theirs").write_text("of the host's root\n")
+    (here / "theirs").chmod(0o600)
+    mounts = {"disk": "/disk", "memory": "/memory", "told": "/told", "here": "/here"}
+    name = {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}
+    node.run(
+        pod(
+            "mapped",
+            container(
+                "root",
+                "echo up > /here/made; until [ -e /disk/stop ]; do sleep 0.1; done; "
+                "rm /disk/stop; echo told > /dev/termination-log; exit 6",
+                mounts={**mounts, "image": "/image"},
+                readinessProbe=probe(run("[ -e /here/made ]")),
+                lifecycle={"postStart": run("echo hook > /disk/hook")},
+            ),
+            container("app", mounts=mounts, securityContext={"runAsUser": 1000}),
+            hostUsers=False,
+            securityContext={"fsGroup": 2000, "supplementalGroups": [3000]},
+            volumes=[
+                {"name": "disk", "emptyDir": {}},
+                {"name": "memory", "emptyDir": {"medium": "Memory"}},
+                {"name": "told", "downwardAPI": {"items": [name], "defaultMode": 0o440}},
+                {"name": "image", "image": {"reference": NGINX}},
+                host_path("here", here),
+            ],
+        ),
+        pod("usual", container("main")),
+    )
+    node.ready("mapped", "usual")
+    uid = node.pod("mapped")["metadata"]["uid"]
+    chosen = json.loads((node.root / "pods" / uid / "userns").read_text())
+
+    def says(script: str, who: str = "root") -> str:
+        return node.sh("mapped", who, script)
+
+    for kind in ("uid", "gid"):
+        told = [
+            [each["containerId"], each["hostId"], each["length"]]
+            for each in chosen[f"{kind}Mappings"]
+        ]
+        assert told == [[0, told[0][1], 65536]]
+        assert told[0][1] >= 65536
+        for who in ("root", "app"):
+            lines = says(f"cat /proc/self/{kind}_map", who).splitlines()
+            assert [[int(n) for n in line.split()] for line in lines] == told
+    assert node.sh("usual", "main", "cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]
+
+    assert says("id -u; id -G").split() == ["0", "0", "2000", "3000"]
+    assert says("cat /here/theirs /disk/hook") == "of the host's root\nhook"
+    assert says("(cat /here/theirs) 2>&1 || true", "app").lower().endswith("permission denied")
+    assert says("grep -c mapped- /etc/hosts; hostname") == f"1\nmapped-{NODE}"
+    # The group of the pod's volumes has them, whoever of the pod it is.
+    says("echo a > /disk/app; echo a > /memory/app; echo a > /here/app", "app")
+    assert says("cat /told/name", "app") == f"mapped-{NODE}"
+    shown = "stat -c '%u %g' /disk/app /memory/app /here/app /here/made /image/etc"
+    assert says(shown).splitlines() == ["1000 2000", "1000 2000", "1000 1000", "0 0", "0 0"]
+    found = {each: (here / each).stat().st_uid for each in ("app", "made")}
+    assert found == {"app": 1000, "made": 0}
+
+    says("touch /disk/stop")
+    until("it is back", lambda: node.container("mapped", "root")["restartCount"] == 1, LIMIT)
+    last = last_end(node, "mapped", "root")
+    assert (last["exitCode"], last["message"]) == (6, "told\n")
+    node.ready("mapped")
+    assert says("cat /disk/app /memory/app") == "a\na"
 
 
 def test_limits_and_who_exceeds_them(node: Kubelet) -> None:
