@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from demo.images import PAGE
 from e2e.harness import leaks
 from e2e.harness.kubelet import LIMIT, LOG_BYTES, NAMESPACE, NODE, Json, Kubelet
 from e2e.harness.refs import NGINX, WEBAPP
+from e2e.harness.registry import free_port
 from e2e.harness.static_pods import FOREVER, container, host_path, limits, pod, probe, run
 from e2e.harness.streams import go
 from e2e.harness.waiting import until
@@ -103,6 +105,87 @@ def test_volumes(node: Kubelet) -> None:
     node.remove("volumes")
     assert not leaks.mounts(inside)
     assert (here / "folder" / "there").read_text() == "from the host\n"
+
+
+def test_a_pod_that_may_little(node: Kubelet) -> None:
+    """As the standard "restricted" wants it, with a port below 1024 all the same; what the kubelet
+    tells of it, and whom it does not start for what an image says of its user."""
+    profile = node.root / "seccomp" / "mine.json"
+    profile.parent.mkdir(exist_ok=True)
+    denied = {"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    least = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    user = {**least, "runAsUser": 1000}
+    port = free_port()
+    server = container(
+        "server",
+        image=WEBAPP,
+        command=["/usr/bin/python3", "-m", "http.server", "80", "--directory", "/shown"],
+        securityContext={**user, "readOnlyRootFilesystem": True},
+        ports=[{"containerPort": 80, "hostPort": port}],
+        readinessProbe=probe({"httpGet": {"port": 80}}),
+    )
+    server["volumeMounts"] = [{"name": "shown", "mountPath": "/shown", "readOnly": True}]
+    own = {"type": "Localhost", "localhostProfile": "mine.json"}
+    beside = container("beside", image=WEBAPP, securityContext={**user, "seccompProfile": own})
+    here = node.shared("shown")
+    (here / "page").write_text("little\n")
+    security = {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "supplementalGroups": [1234],
+        "supplementalGroupsPolicy": "Strict",
+        "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}],
+    }
+    node.run(
+        pod(
+            "little",
+            server,
+            beside,
+            shareProcessNamespace=True,
+            dnsPolicy="None",
+            dnsConfig={"nameservers": ["192.0.2.54"], "searches": ["a.test"]},
+            hostAliases=[{"ip": "192.0.2.9", "hostnames": ["elsewhere.test"]}],
+            securityContext=security,
+            volumes=[host_path("shown", here)],
+        ),
+        pod(
+            "refused",
+            container("root", securityContext=least),
+            container("named", image=WEBAPP, securityContext=least),
+            securityContext={"runAsNonRoot": True},
+        ),
+    )
+    node.ready("little")
+
+    def says(script: str, who: str = "server") -> str:
+        return node.sh("little", who, script)
+
+    page = httpx.get(f"http://{node.address}:{port}/page", trust_env=False, timeout=60)
+    assert page.text == "little\n"
+    # Without the groups that the image gives its user.
+    assert says("id -u; id -G") == "1000\n1000 1234"
+    fields = "grep -E '^(CapBnd|CapPrm|NoNewPrivs|Seccomp):' /proc/self/status | cut -f 2"
+    for who in ("server", "beside"):
+        assert says(fields, who).split() == ["0" * 16, "0" * 16, "1", "2"]
+    assert says("(touch /x; touch /shown/x) 2>&1 || true").lower().count("read-only") == 2
+    assert (
+        "not permitted"
+        in says("(chmod 700 /tmp/. ; chmod 600 /etc/issue) 2>&1 || true", "beside").lower()
+    )
+    assert says("cat /proc/1/comm; cat /proc/[0-9]*/comm | grep -c python3", "beside") == "pause\n1"
+    assert says("grep elsewhere.test /etc/hosts | cut -f 1") == "192.0.2.9"
+    assert says("cat /etc/resolv.conf") == "search a.test\nnameserver 192.0.2.54"
+    told = node.container("little", "server")
+    assert told["user"]["linux"] == {"uid": 1000, "gid": 1000, "supplementalGroups": [1000, 1234]}
+
+    for name, why in (("root", "image will run as root"), ("named", "non-numeric user (app)")):
+
+        def waits(name: str = name) -> Json:
+            found: Json = node.container("refused", name).get("state", {}).get("waiting", {})
+            return found if found.get("reason") == "CreateContainerConfigError" else {}
+
+        assert why in until(f"{name} is refused", waits, LIMIT, pause=0.1)["message"]
 
 
 def logged(folder: Path) -> list[str]:

@@ -397,7 +397,9 @@ def test_users_that_are_the_pods_own(node: Kubelet) -> None:
                 readinessProbe=probe(run("[ -e /here/made ]")),
                 lifecycle={"postStart": run("echo hook > /disk/hook")},
             ),
-            container("app", mounts=mounts, securityContext={"runAsUser": 1000}),
+            container(
+                "app", mounts=mounts, securityContext={"runAsUser": 1000, "procMount": "Unmasked"}
+            ),
             hostUsers=False,
             securityContext={"fsGroup": 2000, "supplementalGroups": [3000]},
             volumes=[
@@ -433,6 +435,8 @@ def test_users_that_are_the_pods_own(node: Kubelet) -> None:
     assert says("cat /here/theirs /disk/hook") == "of the host's root\nhook"
     assert says("(cat /here/theirs) 2>&1 || true", "app").lower().endswith("permission denied")
     assert says("grep -c mapped- /etc/hosts; hostname") == f"1\nmapped-{NODE}"
+    hidden = "grep -c ' /proc/keys ' /proc/mounts || true"
+    assert (says(hidden), says(hidden, "app")) == ("1", "0")
     # The group of the pod's volumes has them, whoever of the pod it is.
     says("echo a > /disk/app; echo a > /memory/app; echo a > /here/app", "app")
     assert says("cat /told/name", "app") == f"mapped-{NODE}"
