@@ -35,7 +35,11 @@ _PUBLISHED: Final = "..data"
 _EMPTY_DIR: Final = re.compile(
     r"(?P<folder>.*/pods/[^/]+/volumes/kubernetes\.io~empty-dir/[^/]+)(?P<part>/.*)?", re.DOTALL
 )
-"""The kubelet's path of an emptyDir; with medium Memory a tmpfs is mounted there."""
+"""The kubelet's path of an emptyDir; with medium Memory a tmpfs is mounted there, with HugePages a
+hugetlbfs."""
+
+_HUGE_PAGE: Final = 2 << 20
+"""Bytes of a huge page that a guest can make."""
 
 _SPECIAL: Final = {
     stat.S_IFSOCK: ("a socket", "a program inside a microVM cannot connect to a host's process"),
@@ -122,6 +126,11 @@ class Sources:
                 share["published"] = True
             elif (own := _empty_dir(tree, path, table)) is not None:
                 share["own"] = own
+        if "own" not in share and linux.is_hugetlbfs(tree):
+            raise FailedPrecondition(
+                f"host path {mount.host_path} has the host's huge pages, which a guest cannot map",
+                hint="an emptyDir of medium HugePages-2Mi has the guest's own",
+            )
         self.shares.append(share)
 
     def _device(self, spec: dict[str, Any], device: HostDevice) -> None:
@@ -171,18 +180,27 @@ def _empty_dir(tree: int, path: str, table: list[mountinfo.Mounted]) -> dict[str
     # A subPath is a mount of its own, and tells by its root what it is a part of.
     inside = os.path.normpath(os.path.join(shown.root, os.path.relpath(path, shown.path)))
     match = _EMPTY_DIR.fullmatch(inside)
-    size = 0
+    size, huge = 0, False
     if match is not None:
         folder, part = match["folder"], match["part"] or ""
-    elif shown.kind == "tmpfs" and any(
+    elif shown.kind in ("tmpfs", "hugetlbfs") and any(
         each.device == found.st_dev and each.root == "/" and _EMPTY_DIR.fullmatch(each.path)
         for each in table
     ):
         folder, part = "/", inside
-        size = os.fstatvfs(tree).f_blocks * os.fstatvfs(tree).f_frsize
+        whole = os.fstatvfs(tree)
+        size = whole.f_blocks * whole.f_frsize
+        huge = shown.kind == "hugetlbfs"
+        if huge and whole.f_bsize != _HUGE_PAGE:
+            raise Unimplemented(
+                f"host path {path} is of huge pages of {whole.f_bsize >> 20} MiB; a guest has those"
+                " of 2 MiB alone",
+                hint="medium: HugePages-2Mi",
+            )
     else:
         return None
     return {
+        **({"huge": True} if huge else {}),
         "key": hashlib.sha256(f"{found.st_dev} {folder}".encode()).hexdigest()[:32],
         "path": part.strip("/"),
         "size": size,

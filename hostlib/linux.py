@@ -74,6 +74,9 @@ _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_MOUNT_SETATTR: Final = 442
 
+_STATFS_MAX: Final = 256
+_HUGETLBFS_MAGIC: Final = 0x958458F6
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -108,6 +111,13 @@ def mount(
         ),
         target,
     )
+
+
+def is_hugetlbfs(descriptor: int) -> bool:
+    """Whether an open file, of any mode, is on huge pages: statfs(2)."""
+    found = ctypes.create_string_buffer(_STATFS_MAX)
+    _check(_libc.fstatfs(ctypes.c_int(descriptor), found))
+    return ctypes.c_long.from_buffer(found).value == _HUGETLBFS_MAGIC
 
 
 def umount(target: str, flags: int = MNT_DETACH) -> None:

@@ -27,8 +27,8 @@ _VOLUME: Final = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_
 @dataclass(frozen=True)
 class OwnVolume:
     """An emptyDir, which the guest has as its own: a name that is the same for each of its mounts,
-    the path inside it, its size in bytes where it is a tmpfs (else 0), the folder's mode and
-    owner."""
+    the path inside it, its size in bytes where it is in memory and has one (else 0), the folder's
+    mode and owner, and whether it is of huge pages, 2 MiB each."""
 
     key: str
     path: str
@@ -36,6 +36,7 @@ class OwnVolume:
     mode: int
     uid: int
     gid: int
+    huge: bool = False
 
     @classmethod
     def parse(cls, data: object) -> OwnVolume:
@@ -45,10 +46,11 @@ class OwnVolume:
         key = data.get("key")
         if not isinstance(key, str) or _KEY.fullmatch(key) is None:
             raise InvalidArgument(f"bad key of a volume: {str(key)[:80]!r}")
-        numbers = [data.get(each) for each in ("size", "mode", "uid", "gid")]
+        numbers: list[Any] = [data.get(each) for each in ("size", "mode", "uid", "gid")]
         if not all(isinstance(each, int) and each >= 0 for each in numbers):
             raise InvalidArgument("a volume of the guest's has a bad number")
-        return cls(key, data["path"], *numbers)  # type: ignore[arg-type]
+        size, mode, uid, gid = numbers
+        return cls(key, data["path"], size, mode, uid, gid, data.get("huge") is True)
 
 
 @dataclass(frozen=True)

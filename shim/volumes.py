@@ -1,8 +1,8 @@
 """Volumes of a pod that live in its guest instead of the shared folder.
 
 A published folder (`shim.published`) is copied, and copied anew when the host exchanges it, so that
-inotify fires in the guest. An emptyDir is the guest's own, in memory or on its scratch disk: its
-containers share it, with all that a file system can do, and it ends with the VM.
+inotify fires in the guest. An emptyDir is the guest's own, in memory, in huge pages or on its
+scratch disk: its containers share it, with all that a file system can do, and it ends with the VM.
 """
 
 from __future__ import annotations
@@ -179,6 +179,8 @@ class Volumes:
                 "mode": wanted.mode,
                 "uid": wanted.uid,
                 "gid": wanted.gid,
+                # Agents of former versions know no such word.
+                **({"huge": True} if wanted.huge else {}),
             },
         )
         self._own.add(wanted.key)

@@ -77,9 +77,11 @@ pub struct VolumeWrite {
 pub struct VolumeMake {
     pub volume: String,
     pub path: String,
-    /// Of a tmpfs; 0 for a folder of the scratch disk.
+    /// Of a tmpfs; 0 for a folder of the scratch disk, or huge pages without a bound of the volume's own.
     #[serde(default)]
     pub size: u64,
+    #[serde(default)]
+    pub huge: bool,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,

@@ -4,6 +4,7 @@
 //! in the order in which it was published: a program that waits by inotify is woken as it would be on the host.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -151,8 +152,8 @@ fn sweep(base: &Path, within: &Path, kept: &BTreeSet<&Path>) -> std::io::Result<
     Ok(())
 }
 
-/// Makes a volume of the guest's own, once: a tmpfs, or without a size a folder of the scratch disk. Then the folder
-/// `path` in it, once. Its mode and owner are those it began with on the host.
+/// Makes a volume of the guest's own, once: huge pages, a tmpfs, or without a size a folder of the scratch disk. Then the
+/// folder `path` in it, once. Its mode and owner are those it began with on the host.
 pub fn make(wanted: &VolumeMake) -> Outcome<()> {
     let base = folder(&wanted.volume)?;
     if fs::create_dir_all(VOLUMES).and_then(|()| fs::create_dir(&base)).is_ok() {
@@ -181,13 +182,19 @@ pub fn make(wanted: &VolumeMake) -> Outcome<()> {
 }
 
 fn mount_own(base: &str, wanted: &VolumeMake) -> Outcome<()> {
+    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    if wanted.huge {
+        let size = if wanted.size > 0 { format!(",size={}", wanted.size) } else { String::new() };
+        let options = CString::new(format!("pagesize=2M{size}")).unwrap_or_default();
+        return mount("hugetlbfs", base, "hugetlbfs", flags, options.as_c_str())
+            .doing(|| format!("mount huge pages at {base}"));
+    }
     if wanted.size == 0 {
         let place = format!("{SCRATCH}/.volumes/{}", wanted.volume);
         fs::create_dir_all(&place).doing(|| format!("create {place}"))?;
         return mount_bind(place.as_str(), base).doing(|| format!("bind {place}"));
     }
-    let options = std::ffi::CString::new(format!("size={}", wanted.size)).unwrap_or_default();
-    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    let options = CString::new(format!("size={}", wanted.size)).unwrap_or_default();
     mount("tmpfs", base, "tmpfs", flags, options.as_c_str()).doing(|| format!("mount a tmpfs at {base}"))
 }
 

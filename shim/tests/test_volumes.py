@@ -125,10 +125,13 @@ async def test_an_empty_dir_is_one_for_all(bench: Bench, tmp_path: Path) -> None
         (empty / "file").touch()
         assert await take(part) == "/run/thaw/volumes/own-7/sub"
         assert await take(OwnVolume("8", "", 1, 0, 0, 0)) is None
+        (empty / "file").unlink()
+        assert await take(OwnVolume("9", "", 0, 0o777, 0, 0, huge=True))
     finally:
         os.close(tree)
     asked = bench.vm.agent.asked("volume.make")
-    assert [(each["path"], each["mode"]) for each in asked] == [("", 0o2777), ("sub", 0o750)]
+    told = [(each["path"], each["mode"], each.get("huge")) for each in asked]
+    assert told == [("", 0o2777, None), ("sub", 0o750, None), ("", 0o777, True)]
 
 
 @pytest.mark.parametrize("data", [None, [], {"path": "x"}, {"path": 1}, {"path": "", "key": "x"}])
