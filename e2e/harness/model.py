@@ -2,7 +2,9 @@
 
 Each call has a beginning and an end. What happened before a question was asked must show in its
 answer, what began after the answer came must not, and between the two either may be: `Model` keeps
-these times, and judges answers by them. Times are of one monotonic clock, in seconds.
+these times, and judges answers by them. Times are of one monotonic clock, in seconds. Hypothesis
+has state machines too, which take one step after the other; what is judged here are calls that
+overlap.
 """
 
 from __future__ import annotations

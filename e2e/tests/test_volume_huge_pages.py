@@ -34,7 +34,14 @@ def huge(place: Path, page: str = "2M") -> Iterator[Path]:
         linux.umount(str(place))
 
 
-def start(pod: Pod, name: str, pages: int, place: Path, **more: Any) -> Container:
+def start(
+    pod: Pod,
+    name: str,
+    pages: int,
+    place: Path,
+    security: v1_pb2.LinuxContainerSecurityContext | None = None,
+    **more: Any,
+) -> Container:
     """A container with the volume at /huge, and a limit of so many huge pages."""
     limit = v1_pb2.HugepageLimit(page_size="2MB", limit=pages * 2 * MIB)
     resources = v1_pb2.LinuxContainerResources(hugepage_limits=[limit])
@@ -43,7 +50,7 @@ def start(pod: Pod, name: str, pages: int, place: Path, **more: Any) -> Containe
         SLEEP,
         name=name,
         mounts=[v1_pb2.Mount(container_path="/huge", host_path=str(place), **more)],
-        linux=v1_pb2.LinuxContainerConfig(resources=resources),
+        linux=v1_pb2.LinuxContainerConfig(resources=resources, security_context=security),
     )
 
 
@@ -90,6 +97,22 @@ def test_an_empty_dir_of_huge_pages_is_the_guests(daemon: Daemon, tmp_path: Path
         third = start(pod, "third", 1, place, readonly=True)
         assert third.sh("ls /huge; (echo > /huge/x) 2>&1 || true").startswith("both\nmore\nown")
         assert mapped(second, "both", 2) == ["mine"] * 2
+
+
+def test_they_have_the_owners_of_a_user_namespace(daemon: Daemon, tmp_path: Path) -> None:
+    outside = [v1_pb2.IDMapping(host_id=131072, container_id=0, length=65536)]
+    users = v1_pb2.UserNamespace(mode=v1_pb2.POD, uids=outside, gids=outside)
+    options = v1_pb2.NamespaceOption(pid=v1_pb2.CONTAINER, userns_options=users)
+    sandbox = v1_pb2.LinuxSandboxSecurityContext(namespace_options=options)
+    pod = Pod.run(daemon, linux=v1_pb2.LinuxPodSandboxConfig(security_context=sandbox))
+    with huge(tmp_path / EMPTY_DIRS / "huge") as place:
+        security = v1_pb2.LinuxContainerSecurityContext(
+            namespace_options=options, run_as_user=v1_pb2.Int64Value(value=1000)
+        )
+        mappings = {"uidMappings": outside, "gidMappings": outside}
+        main = start(pod, "main", 2, place, security, **mappings)
+        assert mapped(main, "its", 1, "mine") == ["mine"]
+        assert main.sh("stat -c %u:%g /huge /huge/its").split() == ["0:0", "1000:1000"]
 
 
 def test_huge_pages_that_no_guest_has(daemon: Daemon, tmp_path: Path) -> None:
