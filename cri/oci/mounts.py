@@ -17,6 +17,9 @@ IDENTITY: Final = "/run/thaw/identity"
 GENERATION: Final = "/run/thaw/generation"
 """Where a container finds a UUID that changes, in place, with every restore."""
 
+MAX_VOLUMES: Final = 128
+"""Volumes that an image may have of its own."""
+
 _TERMINALS: Final = 5
 """The group of terminals, "tty" in every distribution."""
 
@@ -62,9 +65,14 @@ class Mounts:
     images: tuple[ImageMount, ...]
 
 
-def mounts(container_id: str, config: v1.ContainerConfig, users: Mappings | None = None) -> Mounts:
-    """What the container mounts; `users` are its pod's, where it has a user namespace. Raises
-    `InvalidArgument`, `FailedPrecondition`."""
+def mounts(
+    container_id: str,
+    config: v1.ContainerConfig,
+    users: Mappings | None = None,
+    volumes: Sequence[str] = (),
+) -> Mounts:
+    """What the container mounts; `users` are its pod's, where it has a user namespace, `volumes`
+    the folders that its image calls so. Raises `InvalidArgument`, `FailedPrecondition`."""
     security = config.linux.security_context
     asked, host, images = _asked_mounts(container_id, config.mounts, users)
     defaults = [
@@ -75,6 +83,7 @@ def mounts(container_id: str, config: v1.ContainerConfig, users: Mappings | None
     generation = _mount(
         GENERATION, "bind", f"{IDENTITY}/generation", ["bind", "rprivate", *_SEALED]
     )
+    defaults += _image_volumes(volumes, {each["destination"] for each in defaults})
     return Mounts([generation, *_order(defaults, asked)], tuple(host), tuple(images))
 
 
@@ -119,6 +128,17 @@ def _identity_mounts(mounts: Iterable[v1.Mount], *, readonly: bool) -> list[dict
         )
         if path not in taken
     ]
+
+
+def _image_volumes(paths: Sequence[str], taken: set[str]) -> list[dict[str, Any]]:
+    """Folders of the container that stay writable where its root is read-only."""
+    if len(paths) > MAX_VOLUMES:
+        raise InvalidArgument(
+            f"the image has {len(paths)} volumes, more than {MAX_VOLUMES}",
+            hint="an image of fewer VOLUME instructions",
+        )
+    found = {posixpath.normpath("/" + path.lstrip("/")) for path in paths}
+    return [_mount(path, "volume", "volume", []) for path in sorted(found - {"/"} - taken)]
 
 
 def _asked_mounts(

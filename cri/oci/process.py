@@ -16,7 +16,7 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 
 class ImageConfig(Protocol):
-    """What an image says about its process."""
+    """What an image says about its process, and which of its folders are volumes."""
 
     @property
     def user(self) -> str: ...
@@ -28,6 +28,8 @@ class ImageConfig(Protocol):
     def cmd(self) -> Sequence[str]: ...
     @property
     def working_dir(self) -> str: ...
+    @property
+    def volumes(self) -> Sequence[str]: ...
 
 
 def arguments(config: v1.ContainerConfig, image: ImageConfig) -> list[str]:

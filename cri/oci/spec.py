@@ -79,7 +79,7 @@ def build(
     users = user_namespace.of_container(
         pod.linux.security_context.namespace_options, security.namespace_options
     )
-    mounted = mounts(container_id, config, users)
+    mounted = mounts(container_id, config, users, image.volumes)
     linux: dict[str, Any] = {
         "namespaces": namespaces(security, target, user=users is not None),
         "resources": resources(config.linux.resources, privileged=security.privileged, cpus=cpus),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -152,6 +153,19 @@ def test_mounts() -> None:
         "/h/run",
     ]
     assert len({each.share for each in built.mounts}) == 4
+
+
+def test_folders_that_an_image_calls_volumes() -> None:
+    image = dataclasses.replace(
+        SHELL, volumes=("/data", "data/", "/a/../b", "/", "/dev", "/covered", "/run/x")
+    )
+    covered = v1.Mount(container_path="/covered", host_path="/h")
+    mounts = build(v1.ContainerConfig(mounts=[covered]), image)["mounts"]
+    found = [each["destination"] for each in mounts if each["type"] == "volume"]
+    assert found == ["/b", "/data", "/run/x"]
+    many = dataclasses.replace(SHELL, volumes=tuple(f"/v{n}" for n in range(129)))
+    with pytest.raises(InvalidArgument, match="129 volumes"):
+        build(v1.ContainerConfig(), many)
 
 
 @pytest.mark.parametrize(

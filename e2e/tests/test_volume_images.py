@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cri.api import v1_pb2
 from demo import oci
 from e2e.harness.daemon import Daemon
 from e2e.harness.layered import layered
-from e2e.harness.pods import Pod
+from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import Registry
 from hostlib import errors
@@ -104,3 +106,56 @@ def test_what_is_not_in_the_image_is_refused(daemon: Daemon, data: str) -> None:
         with pytest.raises(error, match=words):
             pod.create(SHELL, SLEEP, mounts=[mount])
     assert pod.start(SHELL, SLEEP, mounts=[image("/v", data)]).sh("ls /v/model") == "weights"
+
+
+def test_folders_that_an_image_calls_volumes(
+    daemon: Daemon, registry: Registry, built: dict[str, oci.Image], tmp_path: Path
+) -> None:
+    """As in a container whose root is read-only; links and paths of /proc open nothing."""
+    paths = ("/data", "made/deep/", "/covered", "/way/out", "/proc/sys/vm", "/out/vm", "/", "/a/..")
+    layer = oci.Layer().directory("data", 0o750, 1000, 1000).file("data/there", "the image's")
+    layer.symlink("way", "/etc").symlink("out", "/proc/sys")
+    made = oci.derived(built["demo/shell"], {"Volumes": {path: {} for path in paths}}, [layer])
+    ref = registry.push(made, "e2e/volumes")
+    daemon.client.pull_image(ref)
+    users = [v1_pb2.IDMapping(host_id=131072, container_id=0, length=65536)]
+    own = v1_pb2.UserNamespace(mode=v1_pb2.POD, uids=users, gids=users)
+    (tmp_path / "mine").write_text("the host's")
+    (tmp_path / "mine").chmod(0o644)
+    for space in (None, own):
+        options = v1_pb2.NamespaceOption(pid=v1_pb2.CONTAINER, userns_options=space)
+        context = v1_pb2.LinuxSandboxSecurityContext(namespace_options=options)
+        pod = Pod.run(daemon, linux=v1_pb2.LinuxPodSandboxConfig(security_context=context))
+
+        def start(name: str, *mounts: v1_pb2.Mount, pod: Pod = pod, **fields: object) -> Container:
+            security = v1_pb2.LinuxContainerSecurityContext(
+                readonly_rootfs=True,
+                readonly_paths=["/proc/sys"],
+                namespace_options=pod.config.linux.security_context.namespace_options,
+                **fields,  # type: ignore[arg-type]
+            )
+            linux = v1_pb2.LinuxContainerConfig(security_context=security)
+            return pod.start(ref, SLEEP, name=name, mounts=mounts, linux=linux)
+
+        covered = v1_pb2.Mount(
+            container_path="/covered",
+            host_path=str(tmp_path),
+            readonly=True,
+            uidMappings=users if space else [],
+            gidMappings=users if space else [],
+        )
+        root = start("root", covered)
+        user = start("user", run_as_user=v1_pb2.Int64Value(value=1000))
+        assert user.sh("stat -c '%u %a' /data; cat /data/there; echo mine > /data/mine") == (
+            "1000 750\nthe image's"
+        )
+        assert root.sh("cat /data/there /covered/mine; echo x > /data/x") == "the image'sthe host's"
+        root.sh("echo x > /made/deep/x; echo x > /etc/out/x")
+        assert (
+            user.sh("cat /data/mine; ls /data /made/deep")
+            == "mine\n/data:\nmine\nthere\n\n/made/deep:"
+        )
+        shut = ("/x", "/made/x", "/covered/x", "/etc/x", "/proc/sys/vm/swappiness")
+        for path in shut:
+            assert "read-only" in root.sh(f"(echo 1 > {path}) 2>&1 || true").lower(), path
+        pod.remove()

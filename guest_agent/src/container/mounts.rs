@@ -212,6 +212,17 @@ fn bind(root: &OwnedFd, entry: &Mount, options: &Options, tree: &OwnedFd) -> Out
     Ok(())
 }
 
+/// A folder of the container's own, bound to itself: it can be written to where the root is read-only. What another mount
+/// has at that path is that one's to say: neither a volume nor a part of /proc is to escape what is closed there.
+fn volume(root: &OwnedFd, path: &str) -> Outcome<()> {
+    let folder = paths::ensure(root.as_fd(), path, Wanted::Directory)?;
+    let device = |fd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).doing(|| format!("stat {path} in the container"));
+    if device(&folder)? != device(root)? {
+        return Ok(());
+    }
+    attach(&clone_tree(&folder, false, path)?, &folder, path)
+}
+
 fn mount_kind(entry: &Mount, kind: &str, options: &Options, at: &str) -> Outcome<()> {
     let data = options.data.join(",");
     if data.len() > MAX_DATA {
@@ -229,6 +240,9 @@ pub fn carry_out(root: &OwnedFd, entry: &Mount, tree: Option<&OwnedFd>) -> Outco
         && (entry.kind == "image" || is_bind(entry))
     {
         return bind(root, entry, &options, tree);
+    }
+    if entry.kind == "volume" {
+        return volume(root, &entry.destination);
     }
     let kind = match entry.kind.as_str() {
         "cgroup" | "cgroup2" => "cgroup2",
