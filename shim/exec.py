@@ -26,7 +26,7 @@ from shim.server import Answer
 from shim.streams import DRAIN_TIMEOUT, Capture, drain
 
 KILL_WAIT: Final = 5.0
-"""Seconds for a killed process group to be reported as ended."""
+"""Seconds that a call which is given up waits for its process group to be reported as ended."""
 
 MAX_UNCLAIMED: Final = 256
 """Exit codes that are kept for those who ask later."""
@@ -78,6 +78,7 @@ class Execs:
 
         Returns when the process has ended and its output too. Raises what the agent answers
         (`NotFound`, `PermissionDenied`), and `DeadlineExceeded` after killing the process group.
+        One that a slow guest has not started by then is killed once it has.
         """
         if timeout < 0:
             raise InvalidArgument("a time-out below 0")
@@ -85,22 +86,27 @@ class Execs:
         captures = [Capture(), Capture()]
         readers: list[asyncio.Task[None]] = []
         name = ""
+        # Whoever waits no more for its start, the guest carries it out.
+        starting = asyncio.create_task(
+            self._start(vm, container, process, streams), name=f"exec {_first(process)}"
+        )
         try:
             async with asyncio.timeout(timeout or None):
-                name, exited = await self._start(vm, container, process, streams)
+                name, exited = await asyncio.shield(starting)
                 readers = [
                     asyncio.create_task(capture.run(stream), name=f"exec {name}")
                     for capture, stream in zip(captures, streams.values(), strict=True)
                 ]
                 code = await asyncio.shield(exited)
-        except TimeoutError as error:
-            await self._kill(vm, name)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            name = ""
+            killing = self._tasks.start(self._kill(vm, starting), f"end of {starting.get_name()}")
+            await asyncio.wait([killing], timeout=KILL_WAIT)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise DeadlineExceeded(
                 f"command {_first(process)!r} timed out after {timeout:g} s and was killed"
             ) from error
-        except asyncio.CancelledError:
-            await self._kill(vm, name)
-            raise
         else:
             await drain(readers)
         finally:
@@ -232,17 +238,20 @@ class Execs:
             future.set_result(self._early.pop(name))
         return future
 
-    async def _kill(self, vm: Machine, name: str) -> None:
-        if not name:
-            return
+    async def _kill(
+        self, vm: Machine, starting: asyncio.Task[tuple[str, asyncio.Future[int]]]
+    ) -> None:
+        """Kill what was to be started, as soon as it has been; returns when it has ended."""
         with contextlib.suppress(ThawError, TimeoutError):
-            await vm.agent.request(
-                "process.kill", {"exec": name, "signal": int(signal.SIGKILL), "group": True}
-            )
-            future = self._waiting.get(name)
-            if future is not None and not future.done():
+            name, exited = await starting
+            try:
+                await vm.agent.request(
+                    "process.kill", {"exec": name, "signal": int(signal.SIGKILL), "group": True}
+                )
                 async with asyncio.timeout(KILL_WAIT):
-                    await asyncio.shield(future)
+                    await asyncio.shield(exited)
+            finally:
+                self._waiting.pop(name, None)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -72,7 +72,7 @@ class Bench:
 
     async def until_exited(self, container: str = ID) -> ContainerRecord:
         found = self.pod.container(container)
-        await asyncio.wait_for(found.exited.wait(), 10)
+        await asyncio.wait_for(found.exited.wait(), 60)
         return found.record
 
 
@@ -228,7 +228,7 @@ async def test_a_guest_that_does_not_answer_a_start_is_told_to_end_it(bench: Ben
     record = await bench.until_exited()
     assert (record.exit_code, record.reason) == (128, "StartError")
     assert bench.on_disk().containers == (record,)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not bench.vm.agent.asked("container.kill"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     # It began after all.
@@ -282,7 +282,7 @@ async def test_a_container_that_never_hears_is_killed_after_its_grace(bench: Ben
         return {"heard": False}
 
     bench.vm.agent.answers["container.kill"] = kill
-    await bench.pod.container(ID).stop(15, 0.2)
+    await bench.pod.container(ID).stop(15, 1)
     asked = [p["signal"] for p in bench.vm.agent.asked("container.kill")]
     assert asked.count(15) > 1
     assert asked[-1] == 9
@@ -404,6 +404,41 @@ async def test_exec_that_takes_too_long_is_killed(bench: Bench) -> None:
     with pytest.raises(DeadlineExceeded, match="timed out after"):
         await bench.exec_sync(ID, {"args": ["x"]}, 0.05)
     assert agent.asked("process.kill")
+
+
+@pytest.mark.parametrize("ends", ["timed out", "cancelled"])
+async def test_exec_that_a_slow_guest_starts_too_late_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    monkeypatch.setattr("shim.exec.KILL_WAIT", 0.05)
+    await bench.bind()
+    await bench.run()
+    agent = bench.vm.agent
+    agent.answers["process.exec"] = {"exec": "e1", "pid": 5}
+    asked, answers = asyncio.Event(), asyncio.Event()
+    request = agent.request
+
+    async def slow(method: str, *more: Any, **options: Any) -> dict[str, Any]:
+        answer = await request(method, *more, **options)
+        if method == "process.exec":
+            asked.set()
+            await answers.wait()
+        return answer
+
+    monkeypatch.setattr(agent, "request", slow)
+    timeout = 0.05 if ends == "timed out" else 0
+    call = asyncio.create_task(bench.exec_sync(ID, {"args": ["x"]}, timeout))
+    await asked.wait()
+    if ends == "cancelled":
+        call.cancel()
+    with pytest.raises((DeadlineExceeded, asyncio.CancelledError)):
+        await call
+    assert not agent.asked("process.kill")
+    answers.set()
+    async with asyncio.timeout(60):
+        while not agent.asked("process.kill"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert agent.asked("process.kill") == [{"exec": "e1", "signal": 9, "group": True}]
 
 
 async def test_exec_does_not_wait_for_a_child_that_holds_the_output(
