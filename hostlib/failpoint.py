@@ -1,4 +1,4 @@
-"""Named points at which a test makes the product fail, delay, or die.
+"""Named points at which a test makes the product fail, delay, wait, or die.
 
 A failpoint costs one dictionary look-up while none is armed. They are armed by the environment
 variable ``THAW_FAILPOINTS`` (``name=action;name=action``) or by `arm`, and by the file that
@@ -7,6 +7,7 @@ in a process that already runs. Actions:
 
 ``error``, ``error(TEXT)``   raise `Injected`
 ``delay(SECONDS)``           sleep, without blocking the event loop
+``hold``                     the same until the point is disarmed, or armed anew
 ``kill``                     SIGKILL this process
 ``N*ACTION``                 the first N times only
 
@@ -31,7 +32,10 @@ log = logging.getLogger(__name__)
 ENV: Final = "THAW_FAILPOINTS"
 ENV_FILE: Final = "THAW_FAILPOINTS_FILE"
 
-_ACTION: Final = re.compile(r"(?:(\d+)\*)?(error|delay|kill)(?:\(([^)]*)\))?")
+_ACTION: Final = re.compile(r"(?:(\d+)\*)?(error|delay|hold|kill)(?:\(([^)]*)\))?")
+
+_LOOK: Final = 0.01
+"""Seconds between two looks at whether a point that holds is disarmed."""
 
 
 class Injected(Internal):
@@ -58,7 +62,7 @@ def parse(text: str) -> dict[str, _Point]:
         match = _ACTION.fullmatch(spec.strip())
         if not name.strip() or match is None:
             raise InvalidArgument(
-                f"bad failpoint {item!r}", hint="write NAME=[N*]error|delay(S)|kill"
+                f"bad failpoint {item!r}", hint="write NAME=[N*]error|delay(S)|hold|kill"
             )
         count, action, argument = match.groups()
         points[name.strip()] = _Point(action, argument or "", int(count) if count else None)
@@ -127,12 +131,16 @@ async def hit(name: str) -> None:
     if (point := _take(name)) is not None:
         if point.action == "delay":
             await asyncio.sleep(float(point.argument or 1))
+        elif point.action == "hold":
+            while _armed.get(name) is point:
+                await asyncio.sleep(_LOOK)
+                _refresh()
         else:
             _fire(name, point)
 
 
 def hit_sync(name: str) -> None:
-    """`hit` for code that runs in a worker thread or before any event loop; never delays."""
+    """`hit` for code in a worker thread, or before any event loop; never delays, never holds."""
     if not _armed and _file is None:
         return
     if (point := _take(name)) is not None:

@@ -9,6 +9,7 @@ from cri.api import v1_pb2
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SHELL, SLEEP
+from e2e.harness.registry import free_port
 from e2e.harness.volumes import Supplies
 from hostlib.errors import ThawError
 
@@ -27,7 +28,7 @@ def live(daemon: Daemon, supplies: Supplies, do: Verb[object] = once) -> None:
     made: dict[str, Pod | Container] = {}
 
     def run() -> None:
-        ports = [v1_pb2.PortMapping(container_port=80, host_port=18231)]
+        ports = [v1_pb2.PortMapping(container_port=80, host_port=free_port())]
         made["pod"] = Pod.run(daemon, "victim", port_mappings=ports)
 
     do(run)

@@ -1,3 +1,4 @@
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,23 @@ def test_a_point_kills_the_process() -> None:
         failpoint.hit_sync("a")
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == 9
+
+
+async def test_a_point_holds_until_it_is_disarmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "points"
+    source.write_text("a=hold")
+    monkeypatch.setenv(failpoint.ENV_FILE, str(source))
+    failpoint.load_environment()
+    held = asyncio.create_task(failpoint.hit("a"))
+    for _ in range(5):
+        await failpoint.hit("other")
+        await asyncio.sleep(0.02)
+    assert not held.done()
+    (tmp_path / "new").write_text("b=error")
+    (tmp_path / "new").rename(source)
+    await asyncio.wait_for(held, 10)
 
 
 async def test_a_file_arms_points_in_a_process_that_runs(
