@@ -32,14 +32,13 @@ class Terminal:
         self.before = termios.tcgetattr(other)
         self._other = other
         self.process = subprocess.Popen(
-            argv,
+            # SIGWINCH comes from the controlling terminal. Not made by a function for the forked
+            # child: gRPC starts its threads anew there, and at times ends it for what it finds.
+            ["setsid", "--ctty", *argv],
             stdin=other,
             stdout=other,
             stderr=other,
             env=dict(environment),
-            start_new_session=True,
-            # SIGWINCH comes from the controlling terminal.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
 
     def __enter__(self) -> Self:
