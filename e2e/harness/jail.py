@@ -49,14 +49,16 @@ def _mounts() -> Iterator[str]:
 def enter(folder: Path) -> None:
     """Confine this process. `folder` is a shared mount; OSError where it cannot be done."""
     linux.unshare(linux.CLONE_NEWNS)
-    for path in _mounts():
-        if _below(path, str(folder)):
-            continue
-        # Others unmount theirs meanwhile.
-        with contextlib.suppress(OSError):
-            linux.mount("none", path, flags=linux.MS_PRIVATE)
-            if any(_below(path, place) for place in FOREIGN) and not _below(str(folder), path):
-                linux.umount(path)
+    # Twice: what others mount comes in until all is private.
+    for _ in range(2):
+        for path in _mounts():
+            if _below(path, str(folder)):
+                continue
+            # Others unmount theirs meanwhile.
+            with contextlib.suppress(OSError):
+                linux.mount("none", path, flags=linux.MS_PRIVATE)
+                if any(_below(path, place) for place in FOREIGN) and not _below(str(folder), path):
+                    linux.umount(path)
     for place in OWN:
         linux.mount("tmpfs", place, "tmpfs", data="mode=755")
     values = folder / "settings"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,14 +23,35 @@ PLACES: Final = ("/run", "/dev/shm", "/tmp", "/var/tmp", "/var/lib", "/var/run",
 """Where programs leave files; what carries the instance's id there, two levels deep, is found."""
 
 
+_ANOTHERS: Final = re.compile(r"\A(thaw-|qemu)|/tmp/thaw-")
+"""Found in the traces of a process, the first of which is its name: it is an instance's, or a run's
+of tests."""
+
+
 def _own() -> set[int]:
     """This process and its parents."""
     own = {os.getpid()}
-    parent = os.getppid()
-    while parent > 1:
-        own.add(parent)
-        parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    above = os.getppid()
+    while above > 1:
+        own.add(above)
+        above = parent(above)
     return own
+
+
+def parent(pid: int) -> int:
+    """The parent of a process; 0 where there is none, or the process is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def command(pid: int) -> bytes:
+    """The arguments of a process, each with a zero byte after it; b"" where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def marked(*marks: str) -> Iterator[tuple[int, str]]:
@@ -51,9 +73,9 @@ def processes(*marks: str) -> list[str]:
     """The processes that carry any of `marks`."""
     found = []
     for pid, _ in marked(*marks):
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-            found.append(f"process {pid} {command.decode(errors='replace')[:200]}")
+        text = command(pid).replace(b"\0", b" ").decode(errors="replace")
+        if Path(f"/proc/{pid}").exists():
+            found.append(f"process {pid} {text[:200]}")
     return found
 
 
@@ -78,7 +100,8 @@ def hidden_mounts(*marks: str) -> list[str]:
     """Mounts that carry a mark in the mount namespaces of other processes.
 
     Where the host's mounts are private, each shim's namespace keeps what was mounted as it was
-    born; those of other instances, which run beside, say nothing of this one.
+    born; those of other instances, which run beside, say nothing of this one, nor do the programs
+    of other runs of tests and measurements.
     """
     seen = {os.stat("/proc/self/ns/mnt").st_ino}
     found = []
@@ -89,10 +112,9 @@ def hidden_mounts(*marks: str) -> list[str]:
             namespace = os.stat(entry / "ns" / "mnt").st_ino
             if namespace in seen:
                 continue
-            if (entry / "comm").read_text().startswith(("thaw-", "qemu")):
-                traces = "\n".join(_traces(entry))
-                if not any(mark in traces for mark in marks):
-                    continue
+            traces = "\n".join(_traces(entry))
+            if _ANOTHERS.search(traces) and not any(mark in traces for mark in marks):
+                continue
             seen.add(namespace)
             lines = (entry / "mountinfo").read_text().splitlines()
         except OSError:
