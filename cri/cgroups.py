@@ -47,8 +47,8 @@ guest's kernel. The containers' own quota is kept by the guest."""
 POOL_WEIGHT: Final = 10
 """The pool's share of processors that others want too; a pod's group has 100."""
 
-_POOL_SECONDS: Final = 5.0
-"""How long the end of the daemon waits for the pool's group to be empty."""
+_REMOVE_SECONDS: Final = 5.0
+"""How long the removal of a group waits for it to be empty."""
 
 _PREFIX: Final = "thaw-"
 
@@ -96,6 +96,8 @@ class Cgroups:
         self._own = f"/{_PREFIX}{instance}"
         self._root = root
         self._on = False
+        self._stay: set[str] = set()
+        """Groups of dead VMs that could not be removed yet."""
 
     def open(self) -> None:
         """Make the pool's group. Where that fails, VMs stay in the daemon's own: one warning."""
@@ -166,17 +168,29 @@ class Cgroups:
 
     def remove(self, vm_id: str, path: str = "") -> None:
         """Remove the group of a dead VM: `path`, or where it is by default. What is still in it
-        is killed. Idempotent; never fails."""
+        is killed, and waited for, blocking, since a busy host takes a while to free its memory.
+        What stays all the same is tried again with the next. Idempotent; never fails."""
         if not self._on:
             return
         tree = cgroup.detect(self._root)
+        for each in list(self._stay):
+            self._remove(each, tree, 0)
         for each in {path or self.path(vm_id, ""), self.path(vm_id, "")}:
-            try:
-                cgroup.kill(each, tree)
-                if not cgroup.remove(each, tree):
-                    log.warning("cgroup %s is not empty and stays", each)
-            except (OSError, ThawError) as error:
-                log.warning("cgroup %s is not removed: %s", each, error)
+            self._remove(each, tree, _REMOVE_SECONDS)
+
+    def _remove(self, path: str, tree: cgroup.Hierarchy, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        try:
+            cgroup.kill(path, tree)
+            while not cgroup.remove(path, tree):
+                if time.monotonic() >= deadline:
+                    log.warning("cgroup %s is not empty and stays", path)
+                    self._stay.add(path)
+                    return
+                cgroup.kill(path, tree)
+            self._stay.discard(path)
+        except (OSError, ThawError) as error:
+            log.warning("cgroup %s is not removed: %s", path, error)
 
     def sweep(self, known: Container[str]) -> int:
         """Remove the groups of this instance whose VM is not among `known`; how many."""
@@ -196,7 +210,7 @@ class Cgroups:
         if not self._on:
             return
         tree = cgroup.detect(self._root)
-        deadline = time.monotonic() + _POOL_SECONDS
+        deadline = time.monotonic() + _REMOVE_SECONDS
         # Its VMs were killed just now: a busy host takes a while to free their memory.
         while not cgroup.remove(f"{self._own}/pool", tree) and time.monotonic() < deadline:
             pass

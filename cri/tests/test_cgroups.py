@@ -86,6 +86,40 @@ def test_a_removed_group_leaves_its_parent(groups: Cgroups, root: Path) -> None:
     assert (root / "memory/kubepods/pod1").is_dir()
 
 
+def test_a_group_that_is_not_empty_in_time_goes_with_the_next(
+    groups: Cgroups, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cri.cgroups._REMOVE_SECONDS", 0.0)
+    slow, other = (groups.path(ids.new_vm_id(), "/kubepods/pod1") for _ in range(2))
+    busy = root / "memory" / slow[1:] / "busy"
+    busy.mkdir(parents=True)
+    groups.remove(slow.rpartition("-")[2], slow)
+    assert f"cgroup {slow} is not empty and stays" in caplog.messages
+    busy.rmdir()
+    groups.remove(other.rpartition("-")[2], other)
+    assert not (root / "memory" / slow[1:]).exists()
+
+
+def test_a_group_is_waited_for(
+    groups: Cgroups, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = groups.path(ids.new_vm_id(), "")
+    busy = root / "memory" / path[1:] / "busy"
+    busy.mkdir(parents=True)
+    kills: list[str] = []
+
+    def kill(each: str, _tree: object) -> None:
+        kills.append(each)
+        if len(kills) == 3:
+            busy.rmdir()
+
+    monkeypatch.setattr("cri.cgroups.cgroup.kill", kill)
+    groups.remove(path.rpartition("-")[2])
+    assert kills == [path] * 3
+    assert not busy.parent.exists()
+    assert not caplog.messages
+
+
 def test_the_sweep_takes_what_no_vm_owns(groups: Cgroups, root: Path) -> None:
     known, stranger = ids.new_vm_id(), ids.new_vm_id()
     for vm_id in (known, stranger):
