@@ -125,9 +125,13 @@ def test_a_terminal_has_the_size_of_ours_and_follows_it(daemon: Daemon, shell: C
         )
         tty.see("resized 2")
         # Ctrl-C is for the command there, not for us.
-        tty.type("sleep 100000\n")
-        until("it sleeps", lambda: "sleep 10000" in shell.sh("ps"))
+        # Not what the container itself runs.
+        tty.type("sleep 7654321\n")
+        until("it sleeps", lambda: "sleep 7654321" in shell.sh("ps"))
         tty.type("\x03")
+        # What is typed before the prompt may still be read by who is about to die.
+        tty.see("^C")
+        tty.see("# ")
         tty.type("echo alive $((1+1)); exit 5\n")
         tty.see("alive 2")
         assert tty.end() == 5
@@ -268,14 +272,15 @@ def test_port_forward(daemon: Daemon) -> None:
     pod.get()
     with forwarding(daemon, pod, ":80") as (process, port):
         for host in ("127.0.0.1", "[::1]"):
-            with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
+            url = f"http://{host}:{port}"
+            with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
                 assert all(client.get("/").text == PAGE for _ in range(20))
         process.send_signal(signal.SIGINT)
         code, _, err = rest(process)
         assert (code, err) == (128 + signal.SIGINT, b"")
     with forwarding(daemon, pod, ":81") as (process, port):
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+            httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=60)
         assert process.stderr is not None
         said = process.stderr.readline().decode()
         assert said.startswith(f"error: port {port} -> 81: ")
