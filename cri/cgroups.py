@@ -5,6 +5,12 @@ A pod's VM (QEMU and shim) is in ``<cgroup_parent>/thaw-<vm id>``, or in
 ``/thaw-<instance>/pool``, whose share of the processors is small: what makes a VM ready gives way
 to pods. The daemon makes a pod's group, moves the VM into it beside the restore, and removes it.
 Memory that a VM took before it was bound stays charged to the pool's group. All methods block.
+
+In version 2 QEMU and shim are in a group of their own below the pod's, `_INNER`, which the pod's
+hands its controllers to: the kernel then takes them from no group above. systemd would take them
+from a slice that it has no unit in that needs them, each time it looks at the slice, and with them
+the limits of the groups that others made in it (cgroup_subtree_control_write in
+linux/kernel/cgroup/cgroup.c, cg_enable_everywhere in systemd/src/shared/cgroup-setup.c).
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from hostlib import cgroup, ids
-from hostlib.cgroup import Above, Limits
+from hostlib.cgroup import Above, Hierarchy, Limits
 from hostlib.errors import InvalidArgument, ThawError
 
 log = logging.getLogger(__name__)
@@ -51,6 +57,7 @@ _REMOVE_SECONDS: Final = 5.0
 """How long the removal of a group waits for it to be empty."""
 
 _PREFIX: Final = "thaw-"
+_INNER: Final = "vm"
 
 
 def worker_mib(vcpus: int, *, emulated: bool) -> int:
@@ -136,8 +143,14 @@ class Cgroups:
         try:
             cgroup.create(path, tree)
             cgroup.limit(path, found, tree)
+            inner = _inner(path, tree)
+            if inner != path:
+                cgroup.make(inner, tree)
             for pid in pids:
-                cgroup.add(path, pid, tree)
+                cgroup.add(inner, pid, tree)
+            if inner != path:
+                # Not before: a group with processes in it hands no controllers down.
+                cgroup.hand_down(inner, tree)
         except ProcessLookupError:
             # The VM has ended; its pod will be told.
             pass
@@ -160,7 +173,7 @@ class Cgroups:
         for pid in pids:
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-                    path = line.split(":", 2)[2]
+                    path = line.split(":", 2)[2].removesuffix(f"/{_INNER}")
                     if path.rpartition("/")[2] == name:
                         return path
         made = any((folder / name).is_dir() for folder in self._folders())
@@ -176,9 +189,10 @@ class Cgroups:
         for each in list(self._stay):
             self._remove(each, tree, 0)
         for each in {path or self.path(vm_id, ""), self.path(vm_id, "")}:
-            self._remove(each, tree, _REMOVE_SECONDS)
+            for place in dict.fromkeys((_inner(each, tree), each)):
+                self._remove(place, tree, _REMOVE_SECONDS)
 
-    def _remove(self, path: str, tree: cgroup.Hierarchy, seconds: float) -> None:
+    def _remove(self, path: str, tree: Hierarchy, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         try:
             cgroup.kill(path, tree)
@@ -221,6 +235,11 @@ class Cgroups:
         if not self._on:
             return []
         return list(cgroup.detect(self._root).folders(self._own).values())
+
+
+def _inner(path: str, tree: Hierarchy) -> str:
+    """The group below `path` that the processes are in; `path` itself in version 1."""
+    return f"{path}/{_INNER}" if tree.version == 2 else path
 
 
 def _children(folder: Path) -> list[str]:

@@ -90,16 +90,22 @@ def detect(root: Path = ROOT) -> Hierarchy:
 def create(path: str, hierarchy: Hierarchy | None = None) -> None:
     """Make the cgroup `path` and those above it; one that exists is taken as it is."""
     tree = hierarchy or detect()
+    make(path, tree)
+    hand_down(path, tree)
+
+
+def make(path: str, tree: Hierarchy) -> None:
+    """`create`, but in version 2 with the controllers alone that it happens to get."""
     for folder in tree.folders(path).values():
         folder.mkdir(parents=True, exist_ok=True)
-    if tree.version == 2:
-        _enable(tree.mounts["unified"], normalise(path))
 
 
-def _enable(mount: Path, path: str) -> None:
-    """Hand the controllers down from the root to the parent of `path` (version 2)."""
-    current = mount
-    for part in path.strip("/").split("/"):
+def hand_down(path: str, tree: Hierarchy) -> None:
+    """Hand the controllers down from the root to the parent of `path`; nothing in version 1."""
+    if tree.version != 2:
+        return
+    current = tree.mounts["unified"]
+    for part in normalise(path).strip("/").split("/"):
         try:
             have = (current / "cgroup.controllers").read_text().split()
         except OSError:

@@ -75,6 +75,43 @@ def test_paths_and_limits(groups: Cgroups, root: Path) -> None:
     assert (root / "memory" / path[1:] / "memory.limit_in_bytes").read_text() == "4096"
 
 
+def unified(tmp_path: Path, *paths: str) -> Path:
+    """A tree of version 2 as plain folders, with the controllers that the kernel would show."""
+    root = tmp_path / "cg2"
+    for path in ("", "thaw-abc123", "thaw-abc123/pool", *paths):
+        (root / path).mkdir(parents=True, exist_ok=True)
+        (root / path / "cgroup.controllers").write_text("cpu memory pids\n")
+    return root
+
+
+def test_in_version_2_a_groups_controllers_are_handed_down(tmp_path: Path) -> None:
+    """Else systemd takes them from the slice, and the limits are gone."""
+    path = "a.slice/a-b.slice/thaw-k3v9k3v9"
+    root = unified(tmp_path, "a.slice", "a.slice/a-b.slice", path)
+    groups = Cgroups("abc123", root)
+    groups.open()
+    assert groups.path("k3v9k3v9", "a-b.slice") == f"/{path}"
+    groups.enter(f"/{path}", [41, 42], Limits(memory=4096))
+    assert (root / path / "vm/cgroup.procs").read_text() == "42"
+    assert not (root / path / "cgroup.procs").exists()
+    assert (root / path / "memory.max").read_text() == "4096"
+    # A plain file keeps the last of what is written.
+    assert (root / path / "cgroup.subtree_control").read_text() == "+pids"
+
+
+def test_in_version_2_a_group_goes_with_the_one_in_it(tmp_path: Path) -> None:
+    root = unified(tmp_path)
+    groups = Cgroups("abc123", root)
+    groups.open()
+    vm_id = ids.new_vm_id()
+    path = groups.path(vm_id, "/kubepods/pod1")
+    (root / path[1:] / "vm").mkdir(parents=True)
+    groups.remove(vm_id, path)
+    groups.remove(vm_id, path)
+    assert not list(root.glob(f"**/*{vm_id}"))
+    assert (root / "kubepods/pod1").is_dir()
+
+
 def test_a_removed_group_leaves_its_parent(groups: Cgroups, root: Path) -> None:
     vm_id = ids.new_vm_id()
     path = groups.path(vm_id, "/kubepods/pod1")
