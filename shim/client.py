@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT: Final = 10.0
 """Seconds for a peer to greet; a shim that was just forked loads nothing, it answers in 50 ms."""
 
+START_TIMEOUT: Final = 60.0
+"""Seconds for the zygote to greet: it loads all that shims need, after a boot from a cold disk and
+while everything else starts."""
+
 _RESTART_DELAY: Final = 0.2
 _RESTART_DELAY_MAX: Final = 10.0
 _END_TIMEOUT: Final = 5.0
@@ -231,11 +235,11 @@ class ZygoteClient:
         self.pid = 0
 
     async def start(self) -> None:
-        """Start the zygote. Raises `Unavailable` when it does not come up in 10 s."""
+        """Start the zygote. Raises `Unavailable` when it does not come up in a minute."""
         self._stopping = False
         self._tasks.start(self._supervise(), "zygote supervisor")
         try:
-            async with asyncio.timeout(HELLO_TIMEOUT):
+            async with asyncio.timeout(START_TIMEOUT):
                 await self._started.wait()
         except TimeoutError as error:
             await self.stop()
@@ -282,7 +286,7 @@ class ZygoteClient:
             theirs.close()
         client: ShimClient | None = None
         try:
-            client = await ShimClient.from_socket(ours)
+            client = await ShimClient.from_socket(ours, timeout=START_TIMEOUT)
             self.pid = process.pid
             self._client = client
             self._started.set()
