@@ -1,9 +1,10 @@
-//! What stands in for libraries that Debian's QEMU is linked with and a worker has no use for, and for one answer of
-//! the C library's.
+//! What stands in for libraries that Debian's QEMU is linked with and a worker has no use for, and
+//! for one answer of the C library's.
 //!
-//! The loader relocates a library's tables in each process before anything runs. libcapstone's take 1.3 MiB of each;
-//! only QEMU's debug output would disassemble. libpmem is for files in persistent memory, which no worker is given
-//! (`pmem=on`), and brings libkmod and so libcrypto with it: 0.5 MiB.
+//! The loader relocates a library's tables in each process before anything runs. libcapstone's take
+//! 1.3 MiB of each; only QEMU's debug output would disassemble. libpmem is for files in persistent
+//! memory, which no worker is given (`pmem=on`), and brings libkmod and so libcrypto with it: 0.5
+//! MiB.
 //!
 //! QEMU is linked with both before the C library, so that its `sysconf` is this one.
 
@@ -28,12 +29,17 @@ const ICACHE_LINE: c_int = 187;
 /// Bytes, a power of two.
 const BLOCK: c_long = 16;
 
-/// TCG begins each block of translated code, and its description, at a multiple of the line of the instruction cache.
-/// Both are a few hundred bytes, and an idle worker has 50,000 of them: with the processor's 64 bytes every seventh
-/// byte of the buffer was a gap. x86 needs no such bounds, and wants its loops at multiples of 16.
+/// TCG begins each block of translated code, and its description, at a multiple of the line of the
+/// instruction cache. Both are a few hundred bytes, and an idle worker has 50,000 of them: with the
+/// processor's 64 bytes every seventh byte of the buffer was a gap. x86 needs no such bounds, and
+/// wants its loops at multiples of 16.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sysconf(name: c_int) -> c_long {
-    if name == ICACHE_LINE { BLOCK } else { unsafe { __sysconf(name) } }
+    if name == ICACHE_LINE {
+        BLOCK
+    } else {
+        unsafe { __sysconf(name) }
+    }
 }
 
 /// Functions whatever their arguments, which the C calling convention lets them disregard.
@@ -49,7 +55,8 @@ macro_rules! answers {
 /// `CS_ERR_ARCH`: unsupported architecture.
 const UNSUPPORTED: c_int = 2;
 
-// What Capstone 4 answers for an architecture that was left out when it was built; QEMU then prints bytes instead.
+// What Capstone 4 answers for an architecture that was left out when it was built; QEMU then prints
+// bytes instead.
 answers! {
     cs_open -> c_int = UNSUPPORTED;
     cs_close -> c_int = UNSUPPORTED;
@@ -74,8 +81,8 @@ answers! {
     cs_group_name -> *const c_void = core::ptr::null();
 }
 
-/// Functions that must not be called: QEMU without libpmem gives up in their place, too, since who calls them counts
-/// on what they write being kept.
+/// Functions that must not be called: QEMU without libpmem gives up in their place, too, since who
+/// calls them counts on what they write being kept.
 macro_rules! refuses {
     ($($name:ident)*) => {
         $(#[unsafe(no_mangle)]
