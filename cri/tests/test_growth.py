@@ -260,7 +260,7 @@ async def test_a_daemon_that_dies_in_the_midst_leaves_what_the_next_one_mends(
     world.zygote.shims = bench.world.zygote.shims
     await recover(world.daemon)
     pod = world.daemon.index.pods.find(bench.pod_id)
-    for _ in range(200):
+    for _ in range(6000):
         if pod.vm.size == BASE:
             break
         await asyncio.sleep(0.01)
@@ -275,7 +275,7 @@ async def test_news_of_a_vm_that_a_former_daemon_grew(bench: Bench) -> None:
     event = {"event": "pod.resized", "size": {"vcpus": 1, "memory_mib": 4096}}
     bench.daemon.handle_event(bench.pod.vm.id, event)
     assert bench.pod.vm.size == Size(1, 4096)
-    for _ in range(200):
+    for _ in range(6000):
         if bench.pod.vm.size == BASE:
             break
         await asyncio.sleep(0.01)

@@ -74,7 +74,7 @@ async def test_a_life(tmp_path: Path, zygote: FakeZygote, monkeypatch: pytest.Mo
         told.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         running = asyncio.create_task(main.serve(config))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await asyncio.get_running_loop().sock_recv(told, 64) == b"READY=1"
     assert config.socket_path.stat().st_mode & 0o077 == 0
     with pytest.raises(FailedPrecondition, match="another thawd"):
@@ -82,12 +82,12 @@ async def test_a_life(tmp_path: Path, zygote: FakeZygote, monkeypatch: pytest.Mo
     channel, runtime = stub(config.socket_path)
     sandbox = v1.PodSandboxConfig(metadata=v1.PodSandboxMetadata(name="web"))
     pod = (await runtime.RunPodSandbox(v1.RunPodSandboxRequest(config=sandbox))).pod_sandbox_id
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(zygote.shims) < 3:  # noqa: ASYNC110 (one pod, and a pool of two)
             await asyncio.sleep(0.01)
     await channel.close(None)
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, 60)
     assert not config.socket_path.exists()
     shut = [each for each in zygote.shims.values() if ("shutdown",) in each.calls]
     bound = [each for each in zygote.shims.values() if each.pod is not None]

@@ -51,7 +51,7 @@ def make(maker: Maker, size: int, **more: Any) -> Pool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (the pool has no event for a test)
             await asyncio.sleep(0.005)
 

@@ -200,7 +200,7 @@ async def test_a_background_merge_gives_way(auto: Images, registry: FakeRegistry
     failpoint.arm("merge.start=1*delay(3600)")
     await auto.pull(f"{registry.host}/x:a")
     b = await auto.pull(f"{registry.host}/x:b")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         check(await auto.merge(b.id), 3)
     check(await until_merged(auto, f"{registry.host}/x:a"), 3)
 
@@ -213,7 +213,7 @@ async def test_a_removal_gives_up_the_merge(
     found = await auto.pull(f"{registry.host}/a")
     ingest = tmp_path / "root/images/ingest"
     await until(lambda: list(ingest.glob("merge-*")))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await auto.remove(found.id)
     assert leftovers(tmp_path / "root") == []
 
@@ -330,11 +330,14 @@ async def test_sqfstar_that_fails(
     assert small.get(first.id) == first
 
 
-async def test_a_damaged_layer(auto: Images, registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_damaged_layer(
+    auto: Images, registry: FakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
     registry.add(built())
     failpoint.arm("merge.start=error")
     found = await auto.pull(f"{registry.host}/a")
-    await asyncio.sleep(0.05)
+    # The merge in the background has had its turn.
+    await until(lambda: [each for each in caplog.messages if "are not merged" in each])
     failpoint.disarm()
     path = found.layers[1].path
     path.chmod(0o600)

@@ -55,7 +55,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def gone(pid: int) -> None:
     """Until process `pid` has ended, zombies counted as ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while linux.start_time(pid) is not None:  # noqa: ASYNC110 - another's process
             await asyncio.sleep(0.02)
 
@@ -150,13 +150,13 @@ class VM:
         await self.client.call("container.start", {"id": container})
         return container
 
-    async def exec(self, container: str, *args: str, timeout: float = 20) -> tuple[int, bytes]:
+    async def exec(self, container: str, *args: str, timeout: float = 60) -> tuple[int, bytes]:
         params = {"container": container, "process": process(*args), "timeout": timeout}
         reply = await self.client.call("exec_sync", params)
         return int(reply.result["exit_code"]), reply.body
 
     async def exited(self, container: str) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 for event in self.events:
                     if event["event"] == "container.exited":
@@ -294,7 +294,7 @@ async def test_qemu_killed_is_reported_and_the_shim_serves_on(host: Host) -> Non
 async def test_a_vm_that_dies_while_it_waits_takes_its_shim_along(host: Host) -> None:
     vm = await host.spawn()
     os.kill(await vm.ready(), signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await vm.client.closed
 
 

@@ -246,7 +246,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 async def echo(
-    netns: Path | str, address: str, port: int, data: bytes = b"hello", timeout: float = 10
+    netns: Path | str, address: str, port: int, data: bytes = b"hello", timeout: float = 60
 ) -> bytes:
     """Send `data` from the namespace, and what comes back."""
     got = bytearray()

@@ -140,7 +140,7 @@ async def test_who_asks_for_a_pod_wakes_no_other(
         in_netns(one.guest, lambda: ask("10.99.200.200"))
         asked = []
         while "10.99.200.200" not in asked:
-            frame = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(heard, 2048), 10)
+            frame = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(heard, 2048), 60)
             asked.append(socket.inet_ntoa(frame[38:42]))
     assert ips[1] not in asked
 

@@ -334,7 +334,7 @@ async def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
     backend = FakeBackend()
     backend.program = cat
     async with (
-        serving(backend, idle=0.4) as server,
+        serving(backend, idle=2.0) as server,
         spdy(exec_url(server, IN_OUT)) as busy,
         spdy(exec_url(server, IN_OUT)) as idle,
     ):
