@@ -188,13 +188,16 @@ class Daemon:
         return [pid for pid, traces in found if traces.split("\n")[0].startswith(name)]
 
     def zygotes(self) -> list[int]:
-        return self.named("thaw-zygote")
+        """The zygote; what it has just forked has its name for a moment, and another parent."""
+        assert self.process is not None
+        return [pid for pid in self.named("thaw-zygote") if leaks.parent(pid) == self.process.pid]
 
     def bakes(self) -> list[int]:
         return self.named("thaw-bake")
 
     def qemus(self) -> list[int]:
-        return self.named("qemu")
+        """Those that run a machine; QEMU is also asked which it is."""
+        return [pid for pid in self.named("qemu") if b"-machine" in leaks.command(pid)]
 
     def runtime(self) -> v1_pb2.RuntimeCondition:
         """Status's condition RuntimeReady."""
@@ -206,7 +209,7 @@ class Daemon:
         found = self.runtime()
         return found if found.reason == "BaseSnapshotFailed" else None
 
-    def await_end(self, timeout: float = 10.0) -> None:
+    def await_end(self, timeout: float = 60.0) -> None:
         """Wait for a daemon that dies by itself."""
         assert self.process is not None
         self.close_client()
@@ -290,7 +293,7 @@ class Daemon:
             if self.process.poll() is not None:
                 # It was killed: the next one adopts what lives, and so can remove it.
                 with contextlib.suppress(AssertionError):
-                    self.start(60)
+                    self.start()
             if self.alive():
                 self.records()
                 with contextlib.suppress(errors.ThawError):
@@ -298,7 +301,7 @@ class Daemon:
                 self.terminate()
             self.close_client()
         with contextlib.suppress(AssertionError):
-            until("nothing is left", lambda: not self.leftovers(), 10)
+            until("nothing is left", lambda: not self.leftovers(), 30)
         self._lend_snapshots()
         return self.leftovers()
 

@@ -84,7 +84,8 @@ class Outside:
 
     def _argv(self, *argv: str) -> list[str]:
         program = [sys.executable, "-I", "-c", traffic.SOURCE]
-        return ["ip", "netns", "exec", self.namespace, *program, *argv]
+        # Not by `ip netns exec`, which holds on to all that others have mounted.
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", *program, *argv]
 
     def _start(self, *argv: str) -> None:
         process = subprocess.Popen(

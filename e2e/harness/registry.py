@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -22,11 +23,22 @@ HOST = "registry.test"
 """The name under which images are pulled; hosts.toml leads to the loopback port."""
 
 
+PORTS = range(10_000, 32_768)
+"""Below those that Linux gives to whoever connects (net.ipv4.ip_local_port_range)."""
+
+
 def free_port() -> int:
-    """A TCP port of loopback that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP and UDP port that nothing on this host used a moment ago, and most likely nobody takes
+    meanwhile."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            try:
+                for probe in (stream, datagrams):
+                    probe.bind(("", port))
+            except OSError:
+                continue
+        return port
 
 
 class Registry:
@@ -91,7 +103,7 @@ class Registry:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

@@ -8,6 +8,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -211,6 +212,6 @@ def connections(container: Container) -> int:
 
 def write_script(folder: Path, *steps: dict[str, Any]) -> str:
     """A dialogue for the Go client's `-script`; its path."""
-    path = folder / "script.json"
-    path.write_text(json.dumps(steps))
-    return str(path)
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False) as file:
+        json.dump(steps, file)
+    return file.name

@@ -186,7 +186,7 @@ def durable(_durable: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon
         keep_evidence(request, _durable)
     assert not _durable.client.containers()
     with contextlib.suppress(AssertionError):
-        until("all is accounted for", lambda: not _durable.unclaimed(), 10)
+        until("all is accounted for", lambda: not _durable.unclaimed())
     assert not _durable.unclaimed()
 
 

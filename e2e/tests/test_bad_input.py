@@ -13,6 +13,7 @@ from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Pod, sandbox
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.registry import free_port
+from e2e.harness.waiting import until
 from hostlib import errors
 
 
@@ -141,7 +142,8 @@ def test_exec_of_a_missing_program_and_one_that_never_ends(daemon: Daemon) -> No
         assert answer.exit_code in (126, 127)
     with pytest.raises(errors.DeadlineExceeded):
         daemon.client.exec_sync(container.id, list(SLEEP), timeout=1)
-    assert container.sh("ps | grep -c 'sleep 100000[0]' || true") == "1"
+    count = "ps | grep -c 'sleep 100000[0]' || true"
+    until("the command has ended", lambda: container.sh(count) == "1")
 
 
 def test_removing_a_pod_removes_its_running_containers(daemon: Daemon) -> None:
@@ -183,7 +185,7 @@ def test_configuration_errors_name_the_key_and_stop_the_daemon(
     daemon.config.write_text(text)
     daemon.spawn()
     assert daemon.process is not None
-    assert daemon.process.wait(30) != 0
+    assert daemon.process.wait(60) != 0
     output = daemon.log.read_text()
     assert says in output
     assert str(daemon.config) in output

@@ -160,7 +160,8 @@ def test_a_container(daemon: Daemon) -> None:
     assert status.stop_signal == v1.SIGNAL_SIGUSR1
     daemon.client.start_container(made)
     status = Container(pod, made, config).wait()
-    assert status.created_at < status.started_at < status.finished_at < time.time_ns()
+    # Its end may be told before the answer to its start.
+    assert status.created_at < status.started_at <= status.finished_at < time.time_ns()
     assert (status.exit_code, status.reason) == (7, "Error")
     log = (daemon.logs / pod.config.metadata.name / "main/2.log").read_text()
     assert log.endswith("stdout F zero /etc said\n")
@@ -197,7 +198,7 @@ def test_exec_sync(daemon: Daemon) -> None:
     request = v1.ExecSyncRequest(container_id=inside.id, cmd=["/bin/sleep", "60"], timeout=1)
     # Not the client's own.
     with pytest.raises(errors.DeadlineExceeded, match="timed out"):
-        daemon.client.runtime("ExecSync", request, v1.ExecSyncResponse, 30)
+        daemon.client.runtime("ExecSync", request, v1.ExecSyncResponse, 120)
 
 
 def test_images(daemon: Daemon) -> None:

@@ -166,7 +166,7 @@ def test_crictl_drives_a_pod_from_pull_to_removal(
     assert Pod(daemon, pod_id, v1_pb2.PodSandboxConfig()).get().text == PAGE
     assert address
     assert crictl.out("exec", "--sync", container_id, "/bin/hostname") == "crictl"
-    assert "200" in crictl.out("logs", container_id)
+    until("the request is in the log", lambda: "200" in crictl.out("logs", container_id))
     assert json.loads(crictl.out("inspect", container_id))["status"]["state"] == "CONTAINER_RUNNING"
     assert [item["id"] for item in crictl.json("ps")["containers"]] == [container_id]
     crictl.run("stop", container_id)

@@ -126,7 +126,7 @@ def test_what_is_in_use_stays_with_the_vm(pod: Pod) -> None:
     free = Resources(memory_limit_in_bytes=400 * MIB)
     holder = pod.start(WEBAPP, ["python3", "-c", hold], name="holder", linux=limited(free))
     grown = size(pod)
-    until("it holds its memory", lambda: "held" in holder.output())
+    until("it holds its memory", lambda: "held" in holder.output(), 120)
     with pytest.raises(errors.FailedPrecondition, match="more than"):
         update(holder, memory_limit_in_bytes=100 * MIB)
     assert size(pod) == grown

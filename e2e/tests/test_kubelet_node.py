@@ -275,8 +275,12 @@ def test_streams_through_the_kubelet(node: Kubelet, transport: str, tmp_path: Pa
     assert done.get("error", "") == "", done
     # Without a stream: the oldest verb.
     assert node.post(node.path("run", name, "nginx"), cmd="hostname") == f"{name}-{NODE}\n"
-    log = node.text(node.path("containerLogs", name, "nginx"), sinceSeconds="600")
-    assert log.count("GET / HTTP") == 3
+
+    def requests() -> int:
+        log = node.text(node.path("containerLogs", name, "nginx"), sinceSeconds="600")
+        return log.count("GET / HTTP")
+
+    until("all requests are in the log", lambda: requests() == 3)
 
 
 def metrics(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -296,7 +300,7 @@ held = b"x" * (40 << 20)
 os.chdir("/tmp")
 open("data", "wb").write(os.urandom(6 << 20))
 os.sync()
-print("y" * 5000)
+print("y" * 5000, flush=True)
 http.server.test(http.server.SimpleHTTPRequestHandler, port=8000)
 """
 

@@ -73,6 +73,8 @@ def test_containers_start_and_end_in_order(node: Kubelet) -> None:
                 member("last", "echo last >> /order/log"),
             ],
             volumes=[host_path("order", here)],
+            # All of them hear what they are asked, and none is to be killed before it has said so.
+            terminationGracePeriodSeconds=60,
         )
     )
     node.ready("order")
@@ -217,7 +219,7 @@ def test_hooks_and_the_time_to_end(node: Kubelet) -> None:
             # Neither hears what it is asked.
             member("deaf", f"trap '' TERM; {FOREVER}"),
             member("hook", FOREVER, lifecycle={"preStop": run("echo > /ends/hook; sleep 1000")}),
-            terminationGracePeriodSeconds=6,
+            terminationGracePeriodSeconds=10,
             volumes=[host_path("ends", here), host_path("probes", node.shared("notes"))],
         )
     )
@@ -286,12 +288,22 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
     waiting("fails", "fails", "CrashLoopBackOff")
     found = until(
         "it failed three times",
-        lambda: (each := node.container("fails", "fails"))["restartCount"] >= 2 and each,
+        lambda: (
+            (each := node.container("fails", "fails"))["restartCount"] >= 2
+            and terminated(each)
+            and each
+        ),
         LIMIT,
         pause=0.1,
     )
     assert (terminated(found)["exitCode"], terminated(found)["reason"]) == (3, "Error")
-    logs = node.text(node.path("containerLogs", "fails", "fails"), previous="true")
+
+    def earlier() -> str:
+        answer = node.get(node.path("containerLogs", "fails", "fails"), previous="true")
+        # There is none for a moment while the kubelet removes one for the next.
+        return answer.text if answer.status_code == 200 else ""
+
+    logs = until("the log of an earlier life", earlier, LIMIT)
     assert logs.startswith("life ")
     assert 2 <= int(logs.split()[1]) <= len(lines(here / "fails"))
     assert terminated(found)["message"].startswith("life ")
@@ -305,11 +317,11 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
 
     waiting("starts", "missing", "ErrImagePull", "ImagePullBackOff")
     waiting("starts", "program", "RunContainerError", "CrashLoopBackOff")
-    last = terminated(node.container("starts", "program"))
+    last = until("it ended", partial(last_end, node, "starts", "program"), LIMIT)
     assert (last["exitCode"], last["reason"]) == (128, "StartError")
     assert "/no/such/program" in last["message"]
     waiting("starts", "hook", "PostStartHookError", "CrashLoopBackOff")
-    last = terminated(node.container("starts", "hook"))
+    last = until("it ended", partial(last_end, node, "starts", "hook"), LIMIT)
     assert last["exitCode"] in {137, 143}
 
 

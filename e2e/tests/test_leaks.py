@@ -178,7 +178,7 @@ def test_a_planted_leak_is_found(victim: Victim, kind: str) -> None:
     assert not victim.found()
     word = {"pinned": "mount", "named": "file"}.get(kind.split()[0], kind.split()[0])
     with plant(kind, victim):
-        until(f"{kind} is found", lambda: any(f.startswith(f"{word} ") for f in victim.found()), 5)
+        until(f"{kind} is found", lambda: any(f.startswith(f"{word} ") for f in victim.found()))
     with contextlib.suppress(AssertionError):
-        until("it is gone", lambda: not victim.found(), 2)
+        until("it is gone", lambda: not victim.found())
     assert not victim.found()

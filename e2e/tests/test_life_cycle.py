@@ -66,7 +66,7 @@ def test_a_pod_with_init_containers_and_restarts(daemon: Daemon) -> None:
     ended: list[v1_pb2.ContainerStatus] = []
     for number, code in enumerate([0, 3, 0]):
         # As the kubelet does: the next one once the last one's end is known; it stays until then.
-        script = f"echo attempt {number}; echo $(hostname) >/dev/shm/x; sleep 0.2; exit {code}"
+        script = f"echo attempt {number}; echo $(hostname) >/dev/shm/x; exit {code}"
         made = attempt(pod, "init", number, script)
         assert made.status().state == v1_pb2.CONTAINER_CREATED
         with pytest.raises(errors.AlreadyExists, match=made.id):
@@ -77,8 +77,8 @@ def test_a_pod_with_init_containers_and_restarts(daemon: Daemon) -> None:
         assert found.metadata.attempt == number
         if ended:
             assert ended[-1].finished_at <= found.created_at
-        assert found.created_at <= found.started_at < found.finished_at
-        assert found.finished_at - found.started_at > 200_000_000
+        # Its end may be told before the answer to its start.
+        assert found.created_at <= found.started_at <= found.finished_at
         ended.append(found)
         assert made.output() == f"attempt {number}\n"
     assert len({each.id for each in ended}) == 3

@@ -106,7 +106,7 @@ def test_a_bake_whose_qemu_dies_and_one_on_a_full_disk(
         daemon.start()
         (victim,) = until("QEMU boots a guest", daemon.qemus, 60)
         os.kill(victim, signal.SIGKILL)
-        condition = until("Status says why", daemon.runtime_problem, 30)
+        condition = until("Status says why", daemon.runtime_problem, 60)
         assert not condition.status
         assert "QEMU" in condition.message
         assert "signal 9" in condition.message.lower() or "SIGKILL" in condition.message
@@ -147,7 +147,7 @@ def test_a_pull_on_a_full_disk(make_daemon: Callable[..., Daemon], reserve: int)
 def refuses_to_start(daemon: Daemon, *parts: str) -> None:
     daemon.spawn()
     assert daemon.process is not None
-    assert daemon.process.wait(30) == 1
+    assert daemon.process.wait(60) == 1
     output = daemon.log.read_text()
     daemon.process = None
     assert "Traceback" not in output

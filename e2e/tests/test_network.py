@@ -17,6 +17,7 @@ from e2e.harness.outside import Outside, reach, sh, subnet
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import NGINX, SHELL, SLEEP, WEBAPP
 from e2e.harness.registry import free_port
+from e2e.harness.streams import listening
 from hostlib import errors
 
 
@@ -41,14 +42,14 @@ def test_names_are_looked_up_as_the_pod_says(daemon: Daemon, outside: Outside) -
     pod = Pod.run(
         daemon,
         dns_config=v1_pb2.DNSConfig(
-            servers=[outside.address], searches=["pods.test"], options=["ndots:3", "timeout:2"]
+            servers=[outside.address], searches=["pods.test"], options=["ndots:3", "timeout:10"]
         ),
     )
     client = pod.start(WEBAPP, SLEEP)
     assert client.sh("cat /etc/resolv.conf").splitlines() == [
         "search pods.test",
         f"nameserver {outside.address}",
-        "options ndots:3 timeout:2",
+        "options ndots:3 timeout:10",
     ]
     assert talk(client, "lookup", "web") == "203.0.113.7"
     assert talk(client, "lookup", "web.pods.test") == "203.0.113.7"
@@ -114,8 +115,9 @@ def test_addresses_are_not_given_twice_and_come_back(make_daemon: Callable[..., 
         Pod.run(daemon, "one-too-many")
     assert caught.value.hint
     # The one that outlived three daemons is still reached.
-    pods[1].start(SHELL, ["/bin/sh", "-c", "echo served | nc -l -p 7000; sleep 60"])
-    assert pods[2].start(SHELL, SLEEP).sh(f"sleep 1; nc {pods[1].ip} 7000") == "served"
+    server = pods[1].start(SHELL, ["/bin/sh", "-c", "echo served | nc -l -p 7000; sleep 1000"])
+    listening(server, 7000)
+    assert pods[2].start(SHELL, SLEEP).sh(f"nc {pods[1].ip} 7000") == "served"
     pods[0].remove()
     assert Pod.run(daemon, "in-its-place").ip == before[pods[0].id]
 

@@ -121,7 +121,7 @@ def test_a_shim_that_died_while_no_daemon_ran_is_reported_by_the_next(durable: D
 def test_the_zygote_dies_and_pods_can_still_be_made(durable: Daemon) -> None:
     pod = Pod.run(durable)
     container = pod.start(SHELL, SLEEP)
-    (zygote,) = durable.zygotes()
+    (zygote,) = until("there is a zygote", durable.zygotes)
     os.kill(zygote, signal.SIGKILL)
     second = Pod.run(durable)
     assert second.start(SHELL, SLEEP).sh("echo up") == "up"
@@ -143,7 +143,7 @@ def test_a_restore_step_that_fails_fails_the_pod_and_leaves_nothing(
     durable.arm("")
     assert not durable.client.pods()
     assert not durable.bound_vms()
-    until("nothing of it is left", lambda: not durable.unclaimed(), 10)
+    until("nothing of it is left", lambda: not durable.unclaimed())
     # Its name and its port are free again.
     again = Pod.run(durable, "failing", port_mappings=[mapping])
     assert again.start(SHELL, SLEEP).sh("echo up") == "up"
@@ -155,7 +155,7 @@ def test_a_second_daemon_on_the_same_root_is_refused(
     rival = make_daemon(root=own.root)
     rival.spawn()
     assert rival.process is not None
-    assert rival.process.wait(30) != 0
+    assert rival.process.wait(60) != 0
     assert "hint:" in rival.log.read_text()
     rival.process = None
     assert own.client.version().runtime_name == "thaw"

@@ -40,6 +40,13 @@ def keyed(box: Container, *files: str) -> dict[str, int]:
     return {name: int(number) for name, number in map(str.split, text.splitlines())}
 
 
+def take_memory(box: Container) -> None:
+    """Have a program hold some 4 MB of its own, and no more than for a moment while it takes it."""
+    take = "x=$(head -c 4000000 /dev/zero | tr '\\0' x); touch /taken; sleep 100000; echo $x"
+    box.sh(f"({take}) >/dev/null 2>&1 & until [ -e /taken ]; do sleep 0.1; done")
+    assert keyed(box, "memory.stat")["anon"] > 4_000_000
+
+
 def averages(box: Container, resource: str) -> dict[str, list[float]]:
     """Of a file of pressure, by kind: over 10, 60 and 300 seconds."""
     found = {}
@@ -58,7 +65,7 @@ def beside(read: Callable[[], T], stats: Callable[[], Any], ready: Callable[[T],
         found = stats()
         return (before, found) if ready(before) and read() == before else None
 
-    return until("the guest says the same before and after", once)
+    return until("the guest says the same before and after", once, 120)
 
 
 def container_disks(daemon: Daemon) -> v1.FilesystemUsage:
@@ -72,10 +79,9 @@ def test_numbers_are_those_of_the_guests_files(daemon: Daemon) -> None:
     begun = time.time_ns()
     box = privileged(daemon)
     # Memory of a program's own, and a program that is on the disk alone.
-    box.sh("(x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 100000; echo $x) & echo")
+    take_memory(box)
     box.sh("mkdir /x && cp /bin/busybox /x && sync && echo 3 >/proc/sys/vm/drop_caches")
     box.sh("/x/busybox true")
-    until("the memory is taken", lambda: keyed(box, "memory.stat")["anon"] > 4_000_000)
 
     before = keyed(box, "memory.stat", "cpu.stat")
     found, of_pod = stats_of(box), stats_of_pod(box.pod)
@@ -114,7 +120,7 @@ def test_numbers_are_those_of_the_guests_files(daemon: Daemon) -> None:
 
 def test_pressure_and_its_averages_are_those_of_the_guest(daemon: Daemon) -> None:
     box = privileged(daemon)
-    box.sh("(while :; do :; done) & echo")
+    box.sh("(while :; do :; done) >/dev/null 2>&1 &")
     box.sh("dd if=/dev/zero of=/big bs=1M count=8 && sync")
     said, found = beside(
         lambda: averages(box, "cpu"), lambda: stats_of(box), lambda said: min(said["some"]) > 0
@@ -140,8 +146,7 @@ def test_swap_and_the_disks_of_containers(daemon: Daemon) -> None:
     box.sh("[ -e /dev/loop0 ] || mknod /dev/loop0 b 7 0")
     box.sh("busybox losetup /dev/loop0 /swap && busybox mkswap /dev/loop0")
     box.sh("busybox swapon /dev/loop0")
-    box.sh("(x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 100000; echo $x) & echo")
-    until("the memory is taken", lambda: keyed(box, "memory.stat")["anon"] > 4_000_000)
+    take_memory(box)
     box.sh(f"echo 64M >{GROUP}/memory.reclaim || true")
     said, found = beside(
         lambda: int(box.sh(f"cat {GROUP}/memory.swap.current")),

@@ -15,6 +15,7 @@ from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import NGINX, SHELL, SLEEP, WEBAPP
 from e2e.harness.streams import (
+    LIMIT,
     attach_url,
     connections,
     exec_url,
@@ -85,7 +86,7 @@ def test_a_terminal_and_its_size(box: Container, transport: str, tmp_path: Path)
         "read a; echo heard $a; exec sleep 1000"
     ).replace("stty", "busybox stty")
     url = exec_url(box, command, stdin=True, tty=True)
-    flags = ["-transport", transport, "-tty", "-script", script, "-limit", "60s"]
+    flags = ["-transport", transport, "-tty", "-script", script, "-limit", "240s"]
     done = go("exec", url, *flags)
     assert done["talk"] == "", done
     # Ctrl-C.
@@ -95,23 +96,33 @@ def test_a_terminal_and_its_size(box: Container, transport: str, tmp_path: Path)
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_attach(daemon: Daemon, transport: str, tmp_path: Path) -> None:
-    command = ["/bin/sh", "-c", "read a; echo got $a; echo bad >&2; cat; echo over"]
+    command = [
+        "/bin/sh",
+        "-c",
+        "read a; echo $a; read a; echo got $a; echo bad >&2; cat; echo over",
+    ]
     container = Pod.run(daemon).start(SHELL, command, stdin=True, stdin_once=True)
+    # Who is heard is attached.
+    script = write_script(tmp_path, {"send": "here\n"})
+    url = attach_url(container, stdin=True)
+    watcher = start("exec", url, "-transport", transport, "-script", script)
+    until("the watcher is heard", lambda: container.output() == "here\n", LIMIT)
     script = write_script(
         tmp_path,
         {"send": "first\n"},
         {"expect": "got first\n", "send": "second\n"},
         {"expect": "second\n", "end": True},
     )
-    watcher = start("exec", attach_url(container), "-transport", transport)
     url = attach_url(container, stdin=True)
     done = go("exec", url, "-transport", transport, "-script", script)
     assert (done["code"], done["error"], done["talk"]) == (0, "", "")
     assert done["stdout"]["text"] == "got first\nsecond\nover\n"
     assert done["stderr"]["text"] == "bad\n"
     assert container.wait().exit_code == 0
-    assert finish(watcher)["code"] == 0
-    until("the log is whole", lambda: container.output() == "got first\nsecond\nover\n")
+    seen = finish(watcher)
+    whole = "here\ngot first\nsecond\nover\n"
+    assert (seen["code"], seen["error"], seen["stdout"]["text"]) == (0, "", whole)
+    assert container.output() == whole
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

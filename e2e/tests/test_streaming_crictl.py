@@ -178,7 +178,8 @@ def test_port_forward(crictl: Crictl, daemon: Daemon, transport: str) -> None:
     web = pod.start(NGINX)
     until("nginx listens", lambda: ":0050 " in web.sh("cat /proc/net/tcp"))
     with forwarding(crictl, pod, 80, transport) as (port, _):
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
             for _ in range(5):
                 assert client.get("/").text == PAGE
         answers: list[str] = []

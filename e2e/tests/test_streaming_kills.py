@@ -127,7 +127,7 @@ def test_a_pod_that_dies_ends_its_clients(durable: Daemon, box: Container, part:
         for name in ("quiet", "cat"):
             assert found[name].status["status"] == "Failure"
             assert found[name].close_code == 1000
-        done = finish(gos, 30)
+        done = finish(gos, 60)
         assert done["code"] == -1
         assert done["error"]
         bystander.send(STDIN, b"still here\n")

@@ -82,15 +82,19 @@ def test_long_lines_and_binary_without_a_final_newline(daemon: Daemon) -> None:
 
 def test_a_burst_of_10_mb_amid_rotations(daemon: Daemon, tmp_path: Path) -> None:
     last = 1_400_000
-    text = "".join(f"{n}\n" for n in range(1, last + 1)).encode()
+    numbers = "".join(f"{n}\n" for n in range(1, last + 1)).encode()
+    text = b"here\n" + numbers
     assert len(text) > 10_000_000
-    command = ["/bin/sh", "-c", f"read a; seq 1 {last}; printf end"]
+    command = ["/bin/sh", "-c", f"read a; echo $a; read a; seq 1 {last}; printf end"]
     container = Pod.run(daemon).start(SHELL, command, stdin=True)
-    script = write_script(tmp_path, {"send": "go\n"})
-    watcher = start("exec", attach_url(container), "-transport", "spdy")
     with channels(attach_url(container)) as other:
-        # Both stand before the first byte is said.
+        # Both stand before the first number is said: who is heard is attached.
         other.step()
+        script = write_script(tmp_path, {"send": "here\n"})
+        url = attach_url(container, stdin=True)
+        watcher = start("exec", url, "-transport", "spdy", "-script", script)
+        other.until(STDOUT, b"here\n")
+        script = write_script(tmp_path, {"send": "go\n"})
         client = start("exec", attach_url(container, stdin=True), "-script", script)
         files: list[Path] = []
         while other.size(STDOUT) < len(text):
@@ -103,12 +107,10 @@ def test_a_burst_of_10_mb_amid_rotations(daemon: Daemon, tmp_path: Path) -> None
         other.rest()
         assert other.said(STDOUT) == text + b"end"
     assert len(files) == 4
-    for process in (watcher, client):
+    for process, wanted in ((watcher, text + b"end"), (client, numbers + b"end")):
         done = finish(process)
-        assert (done["code"], done["error"]) == (0, "")
-        wanted = text + b"end"
-        if process is client:
-            assert done["stdout"]["sha256"] == hashlib.sha256(wanted).hexdigest()
+        assert (done["code"], done["error"], done["talk"]) == (0, "", "")
+        assert done["stdout"]["sha256"] == hashlib.sha256(wanted).hexdigest()
     assert container.wait().exit_code == 0
     assert all(file.stat().st_size for file in files)
     until("all is logged", lambda: logged([*files, container.log_file]) == text + b"end")

@@ -26,7 +26,7 @@ signal.signal(signal.SIGALRM, late)
 
 def probe(name):
     def run(work):
-        signal.alarm(10)
+        signal.alarm(60)
         try:
             found[name] = work()
         except OSError as error:
@@ -287,7 +287,7 @@ def test_what_files_can_do(daemon: Daemon, tmp_path: Path) -> None:
 
     def probe(folder: str) -> dict[str, Any]:
         argv = ["/usr/bin/python3", "-c", PROBE, folder]
-        answer = daemon.client.exec_sync(container.id, argv, 60)
+        answer = daemon.client.exec_sync(container.id, argv, 240)
         assert answer.exit_code == 0, answer.stderr.decode()
         found: dict[str, Any] = json.loads(answer.stdout)
         return found

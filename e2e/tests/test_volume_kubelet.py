@@ -76,12 +76,12 @@ def test_what_is_published_anew_is_seen_and_wakes_who_waits(daemon: Daemon, tmp_
 
     def listen() -> None:
         argv = ["/usr/bin/python3", "-c", WATCH]
-        answer = daemon.client.exec_sync(container.id, argv, 60)
+        answer = daemon.client.exec_sync(container.id, argv, 240)
         heard.append(answer.stdout.decode() + answer.stderr.decode())
 
     waiting = threading.Thread(target=listen)
     waiting.start()
-    until("it waits", lambda: container.sh("ls /tmp/ready 2>/dev/null || true"))
+    until("it waits", lambda: container.sh("ls /tmp/ready 2>/dev/null || true"), 60)
     published.publish({"key": "two", "new": "z"}, mode=0o440, gid=4242)
     waiting.join()
     assert heard == ["two\n"]
@@ -90,7 +90,8 @@ def test_what_is_published_anew_is_seen_and_wakes_who_waits(daemon: Daemon, tmp_
     assert "..2026_01_01_1" not in container.sh("ls -A /config")
     # Too large to be copied, or to be written to: shared, and seen all the same.
     large.publish({"big": "small now"})
-    assert container.sh("cat /large/big; cat /writable/key") == "small nowtwo"
+    look = "cat /large/big; cat /writable/key"
+    until("both are seen", lambda: container.sh(look) == "small nowtwo")
     # Many changes at once end with the last.
     for n in range(30):
         published.publish({"key": f"n{n}"})
