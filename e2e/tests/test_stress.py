@@ -11,7 +11,7 @@ import pytest
 from e2e.harness.daemon import Daemon
 from e2e.stress import stress
 
-SECONDS: Final = 60.0
+SECONDS: Final = 120.0
 
 
 @pytest.mark.timeout(600)
