@@ -12,7 +12,7 @@ readonly RUST_MIN GO_MIN=1.24
 # What Thaw runs on, what its tests drive, and what the demo shows.
 readonly PACKAGES=(
   qemu-system-x86 squashfs-tools docker-registry iproute2 nftables containernetworking-plugins
-  e2fsprogs zstd xz-utils kmod busybox-static python3-venv ca-certificates procps util-linux
+  e2fsprogs zstd xz-utils kmod busybox-static python3-venv ca-certificates procps util-linux systemd
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
