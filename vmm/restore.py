@@ -11,6 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hostlib import failpoint
@@ -97,24 +98,44 @@ async def restore_guest(
     return {str(one["step"]): int(one.get("ns") or 0) for one in confirmed[: len(wanted)]}
 
 
-async def trim_clock(vm: MicroVM) -> None:
-    """The handshake that ends a restore; it also shows what the restore's way cost the clock.
+@dataclass(frozen=True)
+class ClockReading:
+    """How far a guest's clock was behind the host's, give or take `doubt`, at a time of the host's
+    monotonic clock; all in nanoseconds."""
+
+    at: int
+    behind: int
+    doubt: int
+
+
+async def read_clock(vm: MicroVM) -> ClockReading:
+    """Compare the guest's clock with the host's.
 
     The guest reads its clock halfway between question and answer, give or take half of the time
     between them: so the fastest of a few answers counts. Raises `Internal` when the guest does not
     say its time.
     """
-    fastest, behind = float("inf"), 0
+    best: ClockReading | None = None
     for _ in range(CLOCK_READINGS):
-        before = time.time_ns()
+        before, at = time.time_ns(), time.monotonic_ns()
         answer = await vm.agent.request("ping")
-        after = time.time_ns()
+        took = time.monotonic_ns() - at
         told = answer.get("realtime_ns")
         if not isinstance(told, int):
             raise Internal("the guest does not say its time", hint="its VM was killed")
-        if after - before < fastest:
-            fastest, behind = after - before, (before + after) // 2 - told
-        if fastest < 2 * CLOCK_TOLERANCE_NS:
+        if best is None or took < 2 * best.doubt:
+            best = ClockReading(at, before + took // 2 - told, took // 2)
+        if took < 2 * CLOCK_TOLERANCE_NS:
             break
+    assert best is not None
+    return best
+
+
+async def trim_clock(vm: MicroVM) -> None:
+    """The handshake that ends a restore; it also shows what the restore's way cost the clock.
+
+    Raises `Internal` when the guest does not say its time.
+    """
+    behind = (await read_clock(vm)).behind
     if abs(behind) > CLOCK_TOLERANCE_NS:
         await vm.agent.request("clock.adjust", {"delta_ns": behind})

@@ -12,10 +12,11 @@ import pytest
 from hostlib import process
 from hostlib.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from vmm import bake as baking
-from vmm import ram, sparse
+from vmm import ram, restore, sparse
 from vmm.accel import Accelerator
 from vmm.guest import GuestImage
 from vmm.microvm import MicroVM
+from vmm.restore import ClockReading
 from vmm.shape import MachineShape
 from vmm.snapshot import Snapshot, staging
 
@@ -134,6 +135,59 @@ async def test_what_a_bake_that_was_killed_left_goes_with_the_next(
     (tmp_path / ".baking-old").mkdir()
     assert (await bake(tmp_path)).folder == tmp_path / snapshot.key
     assert sorted(tmp_path.iterdir()) == sorted([alive, tmp_path / snapshot.key])
+
+
+def mistime(monkeypatch: pytest.MonkeyPatch, bakes: int) -> list[ClockReading]:
+    """Let the clocks of the guests of so many bakes run a second too fast; the readings."""
+    readings: list[ClockReading] = []
+    real = restore.read_clock
+
+    async def read(vm: MicroVM) -> ClockReading:
+        reading = await real(vm)
+        at_end = len(readings) % 2 == 1
+        if at_end and len(readings) < 2 * bakes:
+            reading = dataclasses.replace(reading, behind=reading.behind - 10**9)
+        readings.append(reading)
+        return reading
+
+    monkeypatch.setattr(restore, "read_clock", read)
+    return readings
+
+
+async def test_where_a_guests_clock_runs_wrong_another_is_booted(
+    bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = mistime(monkeypatch, 1)
+    baked = await bake(tmp_path)
+    assert len(readings) == 4
+    assert list(tmp_path.iterdir()) == [baked.folder]
+
+
+async def test_no_clock_that_runs_wrong_is_baked(
+    bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baking, "_CLOCK_ATTEMPTS", 2)
+    readings = mistime(monkeypatch, 2)
+    with pytest.raises(FailedPrecondition, match=r"the guest's clock ran \d+ ms in \d+ ms"):
+        await bake(tmp_path)
+    assert len(readings) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("gained", "doubt", "right"),
+    [(0, 0, True), (5, 0, True), (-5, 0, True), (11, 0, False), (-11, 0, False), (11, 1, True)],
+)
+def test_how_far_off_a_clock_may_run(gained: int, doubt: int, right: bool) -> None:
+    """In milliseconds, in a second."""
+    ms = 10**6
+    begun = ClockReading(0, 7 * ms, doubt * ms)
+    ended = ClockReading(1000 * ms, (7 - gained) * ms, doubt * ms)
+    if right:
+        baking.check_clock(begun, ended)
+    else:
+        with pytest.raises(baking.ClockRunsWrong):
+            baking.check_clock(begun, ended)
 
 
 async def test_a_vm_lives_from_a_snapshot_baked_again(
