@@ -358,7 +358,9 @@ def test_what_has_ended_is_collected(node: Kubelet) -> None:
     assert sandboxes("again") == [(0, True)]
     first = node.container("again", "lasting")["containerID"]
     [vm] = [
-        node.daemon.vm_of(each.id) for each in client.pods() if uids[each.metadata.uid] == "again"
+        node.daemon.vm_of(each.id)
+        for each in client.pods()
+        if uids.get(each.metadata.uid) == "again"
     ]
     os.kill(node.daemon.records()[vm]["qemu_pid"], signal.SIGKILL)
     until("the pod is made anew", lambda: (1, True) in sandboxes("again"), LIMIT, pause=0.1)
