@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from hostlib import cgroup, ids
-from hostlib.cgroup import Above, Hierarchy, Limits
+from hostlib.cgroup import MOST_WEIGHT, Above, Hierarchy, Limits
 from hostlib.errors import InvalidArgument, ThawError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ WORKER_CPUS: Final = 0.5
 guest's kernel. The containers' own quota is kept by the guest."""
 
 POOL_WEIGHT: Final = 10
-"""The pool's share of processors that others want too; a pod's group has 100."""
+"""The pool's share of processors that others want too; a pod's group has `POD_WEIGHT`."""
+
+POD_WEIGHT: Final = 100
 
 _REMOVE_SECONDS: Final = 5.0
 """How long the removal of a group waits for it to be empty."""
@@ -105,6 +108,9 @@ class Cgroups:
         self._on = False
         self._stay: set[str] = set()
         """Groups of dead VMs that could not be removed yet."""
+        self._lock = threading.Lock()
+        self._leaving = 0
+        """VMs that are pods' and still in the pool's group."""
 
     def open(self) -> None:
         """Make the pool's group. Where that fails, VMs stay in the daemon's own: one warning."""
@@ -141,21 +147,42 @@ class Cgroups:
             return
         tree = cgroup.detect(self._root)
         try:
-            cgroup.create(path, tree)
-            cgroup.limit(path, found, tree)
-            inner = _inner(path, tree)
-            if inner != path:
-                cgroup.make(inner, tree)
-            for pid in pids:
-                cgroup.add(inner, pid, tree)
-            if inner != path:
-                # Not before: a group with processes in it hands no controllers down.
-                cgroup.hand_down(inner, tree)
+            with self._hurried(tree):
+                cgroup.create(path, tree)
+                cgroup.limit(path, found, tree)
+                inner = _inner(path, tree)
+                if inner != path:
+                    cgroup.make(inner, tree)
+                for pid in pids:
+                    cgroup.add(inner, pid, tree)
+                if inner != path:
+                    # Not before: a group with processes in it hands no controllers down.
+                    cgroup.hand_down(inner, tree)
         except ProcessLookupError:
             # The VM has ended; its pod will be told.
             pass
         except (OSError, ThawError) as error:
             log.warning("a pod stays outside its cgroup %s: %s", path, error)
+
+    @contextlib.contextmanager
+    def _hurried(self, tree: Hierarchy) -> Iterator[None]:
+        """Meanwhile the pool's group has a pod's share besides its own.
+
+        Before the kernel moves a process it waits for all that fork or end, of which some are in
+        the pool's group, and for a grace period. On a busy host these would get next to no time for
+        it, and neither would the VM that is moved, whose pod starts.
+        """
+        self._leave(1, tree)
+        try:
+            yield
+        finally:
+            self._leave(-1, tree)
+
+    def _leave(self, more: int, tree: Hierarchy) -> None:
+        with self._lock:
+            self._leaving += more
+            weight = min(POOL_WEIGHT + POD_WEIGHT * self._leaving, MOST_WEIGHT)
+            cgroup.limit(f"{self._own}/pool", Limits(weight=weight), tree)
 
     def limit(self, path: str, found: Limits) -> None:
         """Change the limits of a pod's group; what cannot be is logged."""

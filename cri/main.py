@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -44,6 +45,10 @@ PROC_ENV: Final = "THAW_PROC"
 it short."""
 
 MAX_DESCRIPTORS: Final = 1024 * 1024
+
+_THREADS: Final = 32
+"""What blocks mostly waits for the kernel: groups that empty, processes that are moved. With as
+many threads as asyncio has for two processors, six, slow removals would delay pods that start."""
 
 STOP_GRACE: Final = 10.0
 """Seconds for calls under way when the daemon is told to end."""
@@ -108,6 +113,7 @@ async def serve(config: Config) -> None:
         for folder, noun in ((config.root, "root"), (config.state, "state")):
             stack.callback(os.close, locks.lock(folder, noun))
         _raise_descriptor_limit()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "thawd"))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         daemon = await _build(config, stack)

@@ -37,6 +37,10 @@ _UNLIMITED: Final = 1 << 62
 _warned: set[str] = set()
 
 
+MOST_WEIGHT: Final = 10_000
+"""Of `Limits.weight`, in version 2 (cpu.weight of the kernel's cgroup-v2.rst)."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """None leaves a limit as it is. `memory` in bytes, `cpus` in processors, `pids` in tasks;

@@ -18,7 +18,7 @@ from cri.cgroups import (
     worker_mib,
 )
 from cri.tests.fakes import World, make_world
-from hostlib import ids
+from hostlib import cgroup, ids
 from hostlib.cgroup import Limits
 from hostlib.errors import InvalidArgument
 
@@ -175,6 +175,28 @@ def test_a_group_that_was_made_for_a_pod_is_found(groups: Cgroups, root: Path) -
     assert groups.made_for(vm_id, [os.getpid(), 2**30]) == ""
     (root / "memory/thaw-abc123" / f"thaw-{vm_id}").mkdir()
     assert groups.made_for(vm_id, []) == f"/thaw-abc123/thaw-{vm_id}"
+
+
+def test_a_vm_that_leaves_the_pool_is_not_slow_for_it(
+    groups: Cgroups, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = root / "cpu/thaw-abc123/pool/cpu.shares"
+    usual = int(weight.read_text())
+    real, seen = cgroup.add, []
+
+    def add(path: str, pid: int, tree: cgroup.Hierarchy) -> None:
+        real(path, pid, tree)
+        seen.append(int(weight.read_text()))
+        if pid == 3:
+            raise ProcessLookupError
+        if pid == 1:
+            groups.enter("/kubepods/thaw-k3v9k3v8", [2], Limits())
+
+    monkeypatch.setattr(cgroup, "add", add)
+    groups.enter("/kubepods/thaw-k3v9k3v9", [1], Limits())
+    assert seen == [usual + 1024, usual + 2048]
+    groups.enter("/kubepods/thaw-k3v9k3v7", [3], Limits())
+    assert int(weight.read_text()) == usual
 
 
 def test_the_instances_group_goes_with_the_last_pod(groups: Cgroups, root: Path) -> None:
