@@ -299,7 +299,12 @@ class Timeouts:
     spawn_seconds: float = setting(
         60.0, "How long a VM may take until it waits ready.", minimum=1.0
     )
-    bind_seconds: float = setting(30.0, "How long the eight restore steps may take.", minimum=1.0)
+    bind_seconds: float = setting(
+        45.0,
+        "How long the eight restore steps may take. The shim waits 30 s for the guest, and says why"
+        " where that was not enough.",
+        minimum=1.0,
+    )
     bake_seconds: float = setting(600.0, "How long a bake may take.", minimum=10.0)
     adopt_seconds: float = setting(
         1.5, "How long one shim may take to answer a daemon that starts.", minimum=0.1

@@ -262,6 +262,25 @@ def is_sealed(descriptor: int) -> bool:
         return False
 
 
+def threads(pid: int) -> str:
+    """What each thread of a process does, for a message: name, state (proc(5)), seconds of
+    processor time so far; empty when the process does not exist."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    found = []
+    try:
+        for thread in sorted(os.listdir(f"/proc/{pid}/task")):
+            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as source:
+                head, _, rest = source.read().rpartition(b")")
+            fields = rest.split()
+            name = head.partition(b"(")[2].decode(errors="replace")
+            used = (int(fields[11]) + int(fields[12])) / ticks
+            found.append(f"{name} {fields[0].decode()} {used:g} s")
+    except OSError:
+        # It, or a thread, ended meanwhile.
+        pass
+    return ", ".join(found)
+
+
 def start_time(pid: int) -> int | None:
     """The process's start in clock ticks since boot; None when it does not exist.
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from hostlib import failpoint, linux
 from hostlib.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -218,7 +219,12 @@ class Pod:
         laps.lap("vmgenid")
         await self.vm.resume()
         laps.lap("resume")
-        laps.note(await restore.restore_guest(self.vm, network, identity, users))
+        try:
+            laps.note(await restore.restore_guest(self.vm, network, identity, users))
+        except DeadlineExceeded as error:
+            # Whether it hangs, or got no processor: the VM's folder, its log too, goes with it.
+            threads = linux.threads(self.vm.pid)
+            raise DeadlineExceeded(f"{error.message}; QEMU's threads: {threads}") from error
         laps.lap("guest")
         with restore.naming("ready"):
             await failpoint.hit("restore.ready")

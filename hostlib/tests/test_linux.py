@@ -1,4 +1,6 @@
 import os
+import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,17 @@ def test_no_two_workers_have_one_id() -> None:
     assert ids.worker_uid(base, 17) != ids.worker_uid(base, 18)
     assert ids.worker_uid(base, ids.WORKER_UIDS) < 1 << 31
     assert ids.worker_uid(0, 17) == 0
+
+
+def test_what_threads_do_is_told_in_a_line() -> None:
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        told = linux.threads(os.getpid()).split(", ")
+    finally:
+        stop.set()
+        other.join()
+    assert len(told) >= 2
+    assert all(re.fullmatch(r".+ [A-Z] [0-9.]+ s", each) for each in told)
+    assert linux.threads(2**30) == ""

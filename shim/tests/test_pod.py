@@ -122,6 +122,16 @@ async def test_a_step_that_fails_ends_the_vm_and_the_pod(bench: Bench, step: str
     assert [event["event"] for event in bench.events] == ["pod.stopped"]
 
 
+async def test_what_a_mute_vm_does_is_told_with_its_end(bench: Bench) -> None:
+    bench.vm.pid = os.getpid()
+    bench.vm.agent.answers["restore"] = DeadlineExceeded("the agent did not answer")
+    with pytest.raises(
+        DeadlineExceeded, match=r"did not answer; QEMU's threads: .+ [A-Z] [0-9.]+ s"
+    ):
+        await bench.bind()
+    assert "QEMU's threads" in bench.pod.reason
+
+
 @pytest.mark.parametrize("step", ["reseed", "clock", "network", "identity", "generation"])
 async def test_a_step_that_the_guest_does_not_confirm_fails_closed(bench: Bench, step: str) -> None:
     names = ["reseed", "clock", "network", "identity", "generation"]
