@@ -94,12 +94,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def raise_open_files() -> None:
-    """Raise the soft limit of open files to the hard one: each VM costs this process a connection,
-    and outside of a systemd unit the soft limit is mostly 1024. All that is started inherits it."""
+    """Raise the soft limit of open files to the hard one, or `MAX_DESCRIPTORS` where that is less:
+    each VM and each forwarded connection costs this process one, and outside of a systemd unit the
+    soft limit is mostly 1024. All that is started inherits it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        log.info("the limit of open files was raised from %d to %d", soft, hard)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        log.info("the limit of open files was raised from %d to %d", soft, wanted)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -112,7 +114,6 @@ async def serve(config: Config) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for folder, noun in ((config.root, "root"), (config.state, "state")):
             stack.callback(os.close, locks.lock(folder, noun))
-        _raise_descriptor_limit()
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "thawd"))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -212,13 +213,6 @@ async def _get_ready(daemon: Daemon, spare: list[Vm]) -> None:
         await daemon.keep_base_ready()
         await recover.return_to_pool(daemon, spare)
     daemon.pool.start(refill=not daemon.config.snapshot.on_demand)
-
-
-def _raise_descriptor_limit() -> None:
-    """A forwarded connection takes a descriptor; shells start daemons with room for 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def notify(text: str) -> None:
