@@ -266,6 +266,10 @@ class Kubelet:
         ]
         return next((each for each in every if each["name"] == container), {})
 
+    def last_end(self, name: str, container: str) -> Json:
+        """How the last life of a container ended; {} where it has had none."""
+        return terminated(self.container(name, container))
+
     def ready(self, *names: str) -> None:
         """Wait until pods are ready."""
 
@@ -323,6 +327,12 @@ def condition(status: Json, kind: str) -> bool:
     return any(
         each["type"] == kind and each["status"] == "True" for each in status.get("conditions", ())
     )
+
+
+def terminated(status: Json) -> Json:
+    """How the last life of a container's status ended; {} where it has had none."""
+    found: Json = status.get("lastState", {}).get("terminated", {})
+    return found
 
 
 def _hierarchies() -> list[Path]:

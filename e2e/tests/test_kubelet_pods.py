@@ -1,9 +1,8 @@
-"""Static pods of a real kubelet: their order, probes, hooks, restarts, limits and ends."""
+"""Static pods of a real kubelet: their order, probes, hooks, restarts and ends."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 from functools import partial
@@ -12,9 +11,9 @@ from typing import Any
 
 from cri.api import v1_pb2
 from e2e.harness import probed
-from e2e.harness.kubelet import LIMIT, NODE, Json, Kubelet, condition
+from e2e.harness.kubelet import LIMIT, NODE, Json, Kubelet, condition, terminated
 from e2e.harness.refs import NGINX, WEBAPP
-from e2e.harness.static_pods import FOREVER, container, host_path, limits, pod, probe, run
+from e2e.harness.static_pods import FOREVER, container, host_path, pod, probe, run
 from e2e.harness.waiting import until
 from hostlib.errors import NotFound
 
@@ -23,17 +22,6 @@ SERVER = ["/usr/bin/python3", "-c", probed.SOURCE]
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
-
-
-def terminated(status: Json) -> Json:
-    """How the container's last life ended; {} where it has had none."""
-    found: Json = status.get("lastState", {}).get("terminated", {})
-    return found
-
-
-def last_end(node: Kubelet, pod: str, name: str) -> Json:
-    """`terminated` of a container as the kubelet has it now."""
-    return terminated(node.container(pod, name))
 
 
 def in_phase(node: Kubelet, pod: str, phase: str) -> bool:
@@ -99,7 +87,7 @@ def test_containers_start_and_end_in_order(node: Kubelet) -> None:
         LIMIT,
         pause=0.1,
     )
-    assert terminated(node.container("order", "sidecar"))["exitCode"] == 9
+    assert node.last_end("order", "sidecar")["exitCode"] == 9
     until("it is up", lambda: lines(log)[5:] == ["sidecar"], LIMIT)
     assert node.container("order", "app")["restartCount"] == 0
 
@@ -177,13 +165,13 @@ def test_probes(node: Kubelet) -> None:
     (here / "live").unlink()
     (here / "hang").touch()
     for name in ("server", "command", "hangs"):
-        until(f"{name} ended", partial(last_end, node, "probes", name), LIMIT)
+        until(f"{name} ended", partial(node.last_end, "probes", name), LIMIT)
     (here / "deaf").unlink()
     (here / "hang").unlink()
     (here / "live").touch()
     node.ready("probes")
     for name in ("server", "command", "hangs"):
-        last = terminated(node.container("probes", name))
+        last = node.last_end("probes", name)
         assert (last["exitCode"], last["reason"]) in {(137, "Error"), (143, "Error")}, last
 
 
@@ -317,11 +305,11 @@ def test_restarts_and_their_back_off(node: Kubelet) -> None:
 
     waiting("starts", "missing", "ErrImagePull", "ImagePullBackOff")
     waiting("starts", "program", "RunContainerError", "CrashLoopBackOff")
-    last = until("it ended", partial(last_end, node, "starts", "program"), LIMIT)
+    last = until("it ended", partial(node.last_end, "starts", "program"), LIMIT)
     assert (last["exitCode"], last["reason"]) == (128, "StartError")
     assert "/no/such/program" in last["message"]
     waiting("starts", "hook", "PostStartHookError", "CrashLoopBackOff")
-    last = until("it ended", partial(last_end, node, "starts", "hook"), LIMIT)
+    last = until("it ended", partial(node.last_end, "starts", "hook"), LIMIT)
     assert last["exitCode"] in {137, 143}
 
 
@@ -390,119 +378,3 @@ def test_what_has_ended_is_collected(node: Kubelet) -> None:
         LIMIT,
         pause=0.5,
     )
-
-
-def test_users_that_are_the_pods_own(node: Kubelet) -> None:
-    """A pod with `hostUsers: false`: the mappings are those that the kubelet chose, volumes of all
-    kinds have their owners, and what the kubelet does in and with a pod works as in any other."""
-    here = node.shared("mapped")
-    (here / "theirs").write_text("of the host's root\n")
-    (here / "theirs").chmod(0o600)
-    mounts = {"disk": "/disk", "memory": "/memory", "told": "/told", "here": "/here"}
-    name = {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}
-    node.run(
-        pod(
-            "mapped",
-            container(
-                "root",
-                "echo up > /here/made; until [ -e /disk/stop ]; do sleep 0.1; done; "
-                "rm /disk/stop; echo told > /dev/termination-log; exit 6",
-                mounts={**mounts, "image": "/image"},
-                readinessProbe=probe(run("[ -e /here/made ]")),
-                lifecycle={"postStart": run("echo hook > /disk/hook")},
-            ),
-            container(
-                "app", mounts=mounts, securityContext={"runAsUser": 1000, "procMount": "Unmasked"}
-            ),
-            hostUsers=False,
-            securityContext={"fsGroup": 2000, "supplementalGroups": [3000]},
-            volumes=[
-                {"name": "disk", "emptyDir": {}},
-                {"name": "memory", "emptyDir": {"medium": "Memory"}},
-                {"name": "told", "downwardAPI": {"items": [name], "defaultMode": 0o440}},
-                {"name": "image", "image": {"reference": NGINX}},
-                host_path("here", here),
-            ],
-        ),
-        pod("usual", container("main")),
-    )
-    node.ready("mapped", "usual")
-    uid = node.pod("mapped")["metadata"]["uid"]
-    chosen = json.loads((node.root / "pods" / uid / "userns").read_text())
-
-    def says(script: str, who: str = "root") -> str:
-        return node.sh("mapped", who, script)
-
-    for kind in ("uid", "gid"):
-        told = [
-            [each["containerId"], each["hostId"], each["length"]]
-            for each in chosen[f"{kind}Mappings"]
-        ]
-        assert told == [[0, told[0][1], 65536]]
-        assert told[0][1] >= 65536
-        for who in ("root", "app"):
-            lines = says(f"cat /proc/self/{kind}_map", who).splitlines()
-            assert [[int(n) for n in line.split()] for line in lines] == told
-    assert node.sh("usual", "main", "cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]
-
-    assert says("id -u; id -G").split() == ["0", "0", "2000", "3000"]
-    assert says("cat /here/theirs /disk/hook") == "of the host's root\nhook"
-    assert says("(cat /here/theirs) 2>&1 || true", "app").lower().endswith("permission denied")
-    assert says("grep -c mapped- /etc/hosts; hostname") == f"1\nmapped-{NODE}"
-    hidden = "grep -c ' /proc/keys ' /proc/mounts || true"
-    assert (says(hidden), says(hidden, "app")) == ("1", "0")
-    # The group of the pod's volumes has them, whoever of the pod it is.
-    says("echo a > /disk/app; echo a > /memory/app; echo a > /here/app", "app")
-    assert says("cat /told/name", "app") == f"mapped-{NODE}"
-    shown = "stat -c '%u %g' /disk/app /memory/app /here/app /here/made /image/etc"
-    assert says(shown).splitlines() == ["1000 2000", "1000 2000", "1000 1000", "0 0", "0 0"]
-    found = {each: (here / each).stat().st_uid for each in ("app", "made")}
-    assert found == {"app": 1000, "made": 0}
-
-    says("touch /disk/stop")
-    until("it is back", lambda: node.container("mapped", "root")["restartCount"] == 1, LIMIT)
-    last = last_end(node, "mapped", "root")
-    assert (last["exitCode"], last["message"]) == (6, "told\n")
-    node.ready("mapped")
-    assert says("cat /disk/app /memory/app") == "a\na"
-
-
-def test_limits_and_who_exceeds_them(node: Kubelet) -> None:
-    here = node.shared("limits")
-    greedy = "until [ -e /limits/go ]; do sleep 0.1; done; rm /limits/go; exec tail /dev/zero"
-    node.run(
-        pod(
-            "limits",
-            container(
-                "greedy", greedy, mounts={"limits": "/limits"}, resources=limits("48Mi", "500m")
-            ),
-            container("steady", resources=limits("32Mi", "250m")),
-            # As admission takes it from manifests/runtimeclass.yaml.
-            overhead={"memory": "320Mi", "cpu": "250m"},
-            volumes=[host_path("limits", here)],
-        ),
-        pod(
-            "free",
-            container("greedy", "exec tail /dev/zero", resources={"limits": {"memory": "40Mi"}}),
-            container("steady"),
-        ),
-    )
-    node.ready("limits")
-    assert node.status("limits")["qosClass"] == "Guaranteed"
-    script = "cd /sys/fs/cgroup && cat memory.max cpu.max"
-    assert node.sh("limits", "greedy", script) == f"{48 << 20}\n50000 100000"
-    assert node.sh("limits", "steady", script) == f"{32 << 20}\n25000 100000"
-    resources = node.container("limits", "steady")["resources"]
-    assert resources["limits"] == {"cpu": "250m", "memory": "32Mi"}
-    (here / "go").touch()
-    for name in ("limits", "free"):
-        last = until(
-            f"the kernel kills in {name}",
-            partial(last_end, node, name, "greedy"),
-            LIMIT,
-            pause=0.1,
-        )
-        assert (last["reason"], last["exitCode"]) == ("OOMKilled", 137)
-        assert node.container(name, "steady")["restartCount"] == 0
-    node.ready("limits")
-    assert node.container("limits", "greedy")["restartCount"] == 1
