@@ -78,6 +78,7 @@ ROWS: Final = (
     Row("http_pod_rate", "HTTP, pod to pod", "requests/s", "more"),
     Row("http_pod_p50", "HTTP latency, pod to pod", "ms"),
     Row("list_p99", "List pods + containers, 200, p99", "ms", limit=5.0, statistic="p99"),
+    Row("list_p99_beside", "The same, beside the other's 100 pods", "ms", statistic="p99"),
     Row("idle_cpu", "20 idle pods, of one core", "%", limit=2.0),
     Row("idle_memory", "Idle pod, private memory", "MiB", limit=56.0),
     Row("idle_memory_code", "Idle pod, besides translated code", "MiB", limit=32.0),

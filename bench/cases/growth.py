@@ -20,7 +20,7 @@ from e2e.harness.refs import SLEEP
 POINTS: Final = (1, 10, 20, 50, 100)
 QUICK_POINTS: Final = (1, 10, 20)
 LISTED: Final = 200
-"""Containers for row list_p99."""
+"""Containers for the rows list_p99*."""
 
 LISTS: Final = 200
 RESERVE_MIB: Final = 3000.0
@@ -33,7 +33,7 @@ SETTLE_SECONDS: Final = 2.0
 
 
 def measure(session: Session) -> None:
-    """Rows idle_*, daemon_*, adoption50, list_p99; the curves."""
+    """Rows idle_*, daemon_*, adoption50, list_p99*; the curves."""
     pods: dict[str, list[Pod]] = {node.name: [] for node in session.nodes}
     curves: dict[str, list[dict[str, Any]]] = {node.name: [] for node in session.nodes}
     session.extra["growth"] = curves
@@ -154,18 +154,26 @@ def _fifty(session: Session) -> None:
 
 
 def _lists(session: Session, pods: dict[str, list[Pod]]) -> None:
-    """Row list_p99: the pods get more containers until there are `LISTED`."""
+    """Rows list_p99, list_p99_beside: the pods get more containers until there are `LISTED`."""
     for node in session.nodes:
         mine = pods[node.name]
         for number in range(LISTED - len(mine)):
             mine[number % len(mine)].start(ONE_LAYER, SLEEP, name=f"more{number // len(mine)}")
-    shares: dict[str, dict[str, list[float]]] = {node.name: {} for node in session.nodes}
-    session.extra["lists"] = shares
+    if session.peer is not None:
+        _list_often(session, "list_p99_beside", session.nodes)
+        # One of both is on a node: what the other does with its pods is no part of this row.
+        remove_all(pods.pop(session.peer.name))
+    _list_often(session, "list_p99", [session.thaw])
+
+
+def _list_often(session: Session, row: str, nodes: Sequence[Node]) -> None:
+    shares: dict[str, dict[str, list[float]]] = {node.name: {} for node in nodes}
+    session.extra.setdefault("lists", {})[row] = shares
     for _ in range(4):
-        for node in session.nodes:
+        for node in nodes:
             session.quiet(node)
             for _ in range(LISTS // 4):
-                session.figures.add("list_p99", node.name, _shared_list(node, shares[node.name]))
+                session.figures.add(row, node.name, _shared_list(node, shares[node.name]))
 
 
 def _shared_list(node: Node, shares: dict[str, list[float]]) -> float:

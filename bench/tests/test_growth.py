@@ -103,8 +103,10 @@ def test_each_point_is_on_each_curve(nodes: tuple[FakeNode, FakeNode], tmp_path:
         assert [point["pods"] for point in curves[name]] == [1, 10, 50, 100, 200]
     assert "growth_ended" not in session.extra
     assert all(node.up == [] for node in nodes)
-    for name in (THAW, PEER):
-        shares = session.extra["lists"][name]
+    lists = session.extra["lists"]
+    assert set(lists["list_p99_beside"]) == {THAW, PEER}
+    assert set(lists["list_p99"]) == {THAW}
+    for shares in (*lists["list_p99_beside"].values(), *lists["list_p99"].values()):
         assert {len(each) for each in shares.values()} == {growth.LISTS}
         assert set(shares) == {
             "daemon_ran_ms", "daemon_waited_ms", "client_ran_ms", "client_waited_ms",
