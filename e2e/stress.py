@@ -190,7 +190,8 @@ def stress(
 
 
 def done(model: Model) -> str:
-    return f"{model.calls} calls, {len(model.pods)} pods, {len(model.containers)} containers"
+    pods, containers = model.made["pods"], model.made["containers"]
+    return f"{model.calls} calls, {pods} pods, {containers} containers"
 
 
 def tell(model: Model) -> None:

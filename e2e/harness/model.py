@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,10 @@ ORDER: Final[Mapping[int, int]] = {
     v1.CONTAINER_EXITED: 2,
 }
 """A container's states, which only go forward."""
+
+KEPT: Final = 256
+"""Pods that were removed and are still known in full; so an hour's judgements cost as much at its
+end as at its beginning."""
 
 
 @dataclass
@@ -72,8 +76,14 @@ class Model:
         self._lock = threading.RLock()
         self.pods: dict[str, Object] = {}
         self.containers: dict[str, Object] = {}
+        self.made: Counter[str] = Counter()
+        """How many there were of each kind in all."""
         self.wrong: list[str] = []
         self.calls = 0
+        self._gone: deque[str] = deque()
+        """Pods that were removed and are still known, the oldest first."""
+        self._forgotten: dict[str, float] = {}
+        """When others were known to be removed."""
         self.lost: Counter[str] = Counter()
         """Calls that another client's had made impossible."""
 
@@ -89,22 +99,29 @@ class Model:
                 self.calls += 1
 
     def made_pod(self, pod: str, call: Call) -> None:
-        self._made(self.pods, Object(pod), call)
+        with self._lock:
+            self._made("pods", self.pods, Object(pod), call)
 
     def made_container(self, container: str, pod: str, call: Call) -> None:
         with self._lock:
-            self._made(self.containers, Object(container, pod), call)
+            place = self.pods.get(pod)
+            if place is None:
+                # Long gone, and the container with it.
+                return
+            known = self._made("containers", self.containers, Object(container, pod), call)
             # Its pod may be on its way out already.
-            known, place = self.containers[container], self.pods[pod]
             known.removed.ask(place.removed.asked)
             known.stopped.ask(min(place.stopped.asked, place.removed.asked))
 
-    def _made(self, objects: dict[str, Object], new: Object, call: Call) -> None:
-        with self._lock:
-            # A call that is repeated with the same names may get the first one's.
-            known = objects.setdefault(new.id, new)
-            known.made.ask(call.begun)
-            known.made.finish(call.ended)
+    def _made(self, kind: str, objects: dict[str, Object], new: Object, call: Call) -> Object:
+        if new.id not in objects and new.id not in self._forgotten:
+            objects[new.id] = new
+            self.made[kind] += 1
+        # A call that is repeated with the same names may get the first one's.
+        known = objects.get(new.id, new)
+        known.made.ask(call.begun)
+        known.made.finish(call.ended)
+        return known
 
     def asked(self, kind: str, thing: str) -> None:
         """A client is about to start, stop or remove it, and with a pod its containers."""
@@ -123,6 +140,15 @@ class Model:
                 before = each.started if kind == "stopped" and each.pod else each.made
                 if before.done < call.begun:
                     getattr(each, kind).finish(call.ended)
+            if kind == "removed" and thing in self.pods and thing not in self._gone:
+                self._gone.append(thing)
+                if len(self._gone) > KEPT:
+                    self._forget(self._gone.popleft())
+
+    def _forget(self, pod: str) -> None:
+        for each in self._with_its_own(pod):
+            self._forgotten[each.id] = each.removed.done
+            (self.containers if each.pod else self.pods).pop(each.id)
 
     def _with_its_own(self, thing: str) -> list[Object]:
         if thing in self.pods:
@@ -133,7 +159,10 @@ class Model:
     def listed(self, objects: Mapping[str, Object], states: Mapping[str, int], call: Call) -> None:
         """Judge a list of all, with the state of each."""
         with self._lock:
-            for thing, known in list(objects.items()):
+            for thing in states:
+                if self._forgotten.get(thing, math.inf) < call.begun:
+                    self._say(f"{thing[:8]} was removed long ago and is listed")
+            for thing, known in objects.items():
                 if thing in states:
                     if known.removed.done < call.begun:
                         self._say(f"{thing[:8]} was removed and is listed")
@@ -163,7 +192,11 @@ class Model:
     def ran(self, container: str, call: Call) -> None:
         """Judge a command that ran in a container."""
         with self._lock:
-            known = self.containers[container]
+            known = self.containers.get(container)
+            if known is None:
+                if self._forgotten.get(container, math.inf) < call.begun:
+                    self._say(f"{container[:8]} ran a command after its end")
+                return
             if known.started.asked > call.ended:
                 self._say(f"{container[:8]} ran a command before its start")
             if known.stopped.done < call.begun:
