@@ -74,7 +74,7 @@ fn init() -> Outcome<()> {
     rustix::process::setrlimit(Resource::Nofile, limit).doing(|| "set the limit of descriptors".to_owned())?;
     let signals = sys::signal_fd(&[libc::SIGCHLD]).doing(|| "watch signals".to_owned())?;
     let mut agent = Agent::new(signals)?;
-    for done in [network::boot(), scheduler::serve_seldom()] {
+    for done in [network::boot(), network::track_in_few_buckets(), scheduler::serve_seldom()] {
         if let Err(fault) = done {
             boot::complain(&fault.to_string());
         }

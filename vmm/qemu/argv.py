@@ -40,6 +40,9 @@ KERNEL_COMMAND_LINE: Final = (
     "nowatchdog sysctl.vm.stat_interval=30 sysctl.vm.compaction_proactiveness=0 "
     "sysctl.net.ipv4.neigh.default.interval_probe_time_ms=3600000 "
     "sysctl.net.ipv6.neigh.default.interval_probe_time_ms=3600000 "
+    # What is to be written is looked at as often as it has to be written (dirty_expire_centisecs),
+    # not six times before: each start of a container writes something.
+    "sysctl.vm.dirty_writeback_centisecs=3000 "
     # A huge page zeroed for a small process is 2 MiB of the VM's own memory.
     "transparent_hugepage=madvise "
     # Memory that may come above 4 GiB would make the kernel set 64 MiB aside for devices that

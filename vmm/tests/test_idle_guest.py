@@ -1,12 +1,23 @@
-"""The guest's scheduler: how seldom it serves ordinary tasks, and that it does. On real QEMU."""
+"""What an idle guest does seldom: its scheduler serves ordinary tasks, its kernel looks after dirty
+pages and connections. On real QEMU."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from vmm import ram
+from vmm.accel import Accelerator
+from vmm.bake import bake
+from vmm.guest import GuestImage
+from vmm.shape import MachineShape
+from vmm.snapshot import Snapshot
 from vmm.tests.containers import CAPABILITIES, Guest, capabilities, until
 
 SERVER = "/sys/kernel/debug/sched/fair_server/cpu0"
@@ -22,6 +33,27 @@ void _start(void) {{
     for (;;) __asm__ volatile("");
 }}
 """
+
+
+@pytest.fixture(scope="module")
+def snapshot(guest: GuestImage, snapshots: Path, accelerator: Accelerator, qemu: str) -> Snapshot:
+    """A guest with as much memory as the default one: the kernel sizes its tables by it."""
+    made = bake(
+        guest,
+        MachineShape(1, 2048),
+        snapshots=snapshots,
+        accel=accelerator,
+        qemu=qemu,
+        progress=lambda step, share: None,
+    )
+    return asyncio.run(made)
+
+
+@pytest.fixture(scope="module")
+def ram_fd(snapshot: Snapshot) -> Iterator[int]:
+    descriptor = asyncio.run(ram.load(snapshot))
+    yield descriptor
+    os.close(descriptor)
 
 
 @pytest.fixture(scope="module")
@@ -62,4 +94,18 @@ async def test_a_real_time_task_that_never_sleeps_leaves_time_for_others(
     await until(runs)
     for _ in range(3):
         await busybox.vm.agent.request("ping")
+    await one.delete()
+
+
+async def test_what_lies_idle_is_looked_after_seldom(busybox: Guest) -> None:
+    one = await busybox.run()
+    settings = {
+        "vm/dirty_writeback_centisecs": "3000",
+        "vm/dirty_expire_centisecs": "3000",
+        "vm/stat_interval": "30",
+        "net/netfilter/nf_conntrack_buckets": "8192",
+        "net/netfilter/nf_conntrack_max": "65536",
+    }
+    found = await one.sh(f"cd /proc/sys && cat {' '.join(settings)}")
+    assert dict(zip(settings, found.split(), strict=True)) == settings
     await one.delete()
