@@ -223,8 +223,7 @@ class Pod:
             laps.note(await restore.restore_guest(self.vm, network, identity, users))
         except DeadlineExceeded as error:
             # Whether it hangs, or got no processor: the VM's folder, its log too, goes with it.
-            threads = linux.threads(self.vm.pid)
-            raise DeadlineExceeded(f"{error.message}; QEMU's threads: {threads}") from error
+            raise DeadlineExceeded(f"{error.message}; {await self.vm.symptoms()}") from error
         laps.lap("guest")
         with restore.naming("ready"):
             await failpoint.hit("restore.ready")

@@ -7,13 +7,14 @@ import contextlib
 import enum
 import logging
 import os
+import re
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from hostlib import failpoint, ids, linux
-from hostlib.errors import DataLoss, FailedPrecondition, Unavailable
+from hostlib.errors import DataLoss, FailedPrecondition, ThawError, Unavailable
 from vmm import channel as channels
 from vmm import ram, rehearse, tap
 from vmm.accel import Accelerator
@@ -33,6 +34,9 @@ T = TypeVar("T")
 
 MIGRATION_TIMEOUT: Final = 60.0
 CONNECT_TIMEOUT: Final = 30.0
+
+_SYMPTOMS_TIMEOUT: Final = 2.0
+_PROCESSOR: Final = re.compile(r"\b(RIP=[0-9a-f]+|HLT=\d)")
 
 
 class State(enum.Enum):
@@ -393,6 +397,25 @@ class MicroVM:
                     reason = await asyncio.shield(self.exited)
                     raise VmDied(reason.text) from error
             raise
+
+    async def symptoms(self) -> str:
+        """What is seen from outside of a guest that does not answer, for a message: what QEMU's
+        threads do, whether it took what the agent was sent, and what its monitor says of the
+        processor. Takes 2 s at most, and raises nothing."""
+        found = [f"QEMU's threads: {linux.threads(self.pid)}"]
+        if self._agent is not None:
+            found.append(f"{self._agent.unread()} bytes for the agent not taken")
+        try:
+            async with asyncio.timeout(_SYMPTOMS_TIMEOUT):
+                status = await self.monitor("query-status")
+                registers = await self.monitor(
+                    "human-monitor-command", {"command-line": "info registers"}
+                )
+            processor = " ".join(_PROCESSOR.findall(str(registers)))
+            found.append(f"its monitor: {dict(status).get('status')} {processor}")
+        except (ThawError, TimeoutError, AssertionError, TypeError, ValueError):
+            found.append("its monitor does not answer")
+        return "; ".join(found)
 
     def require_restored(self) -> None:
         """Raises `VmDied` when it is no more, `FailedPrecondition` before it has its state."""

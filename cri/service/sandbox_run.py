@@ -23,7 +23,15 @@ from cri.oci.sysctls import normalized
 from cri.trace import Trace
 from cri.vms import Vm
 from hostlib import failpoint, ids
-from hostlib.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ThawError
+from hostlib.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ThawError,
+    Unavailable,
+)
 from hostlib.tasks import in_thread
 from shim.records import PodMetadata, PodNetworkRecord, PodRecord
 
@@ -119,36 +127,55 @@ async def start(daemon: Daemon, plan: Plan) -> str:
     trace = daemon.traces.begin(pod_id, metadata.name, metadata.namespace)
     with trace.step("total"):
         await make_log_directory(plan.config.log_directory)
-        with trace.step("vm"):
-            await failpoint.hit("sandbox.vm")
-            vm = await daemon.pool.take(plan.shape)
-        # Out of the pool's small share of the processors, beside what follows.
-        settle.enter(daemon, vm, plan.config, {})
-        attachment: Attachment | None = None
-        who = PodIdentity(pod_id, metadata.name, metadata.namespace, metadata.uid)
-        try:
-            with trace.step("network"):
-                await failpoint.hit("sandbox.network")
-                attachment = await daemon.network.attach(
-                    vm.id,
-                    vm.netns,
-                    who,
-                    port_mappings=plan.ports,
-                    dns=_dns(plan.config.dns_config),
-                    annotations=dict(plan.config.annotations),
-                )
-            pod = Pod(_record(pod_id, plan, attachment), vm)
-            with trace.step("bind"):
-                await failpoint.hit("sandbox.bind")
-                await bind(daemon, pod, plan, attachment, trace)
-            await failpoint.hit("sandbox.bound")
-        except BaseException:
-            await _roll_back(daemon, vm, who, attachment)
-            raise
+        pod = await _place(daemon, plan, pod_id, trace)
+        if pod is None:
+            # A VM can fail though a thousand others of its snapshot did not.
+            pod = await _place(daemon, plan, pod_id, trace, last=True)
+        assert pod is not None
         daemon.add_pod(pod)
         daemon.index.pod_added(pod)
         settle.begin(daemon, pod)
     return pod_id
+
+
+async def _place(
+    daemon: Daemon, plan: Plan, pod_id: str, trace: Trace, *, last: bool = False
+) -> Pod | None:
+    """The pod, in a VM that is its own. None where the VM died or did not answer while it became
+    the pod's, which is no fault of the pod's; the `last` one's error is raised. When it fails
+    nothing of it is left."""
+    metadata = plan.config.metadata
+    with trace.step("vm"):
+        await failpoint.hit("sandbox.vm")
+        vm = await daemon.pool.take(plan.shape)
+    # Out of the pool's small share of the processors, beside what follows.
+    settle.enter(daemon, vm, plan.config, {})
+    attachment: Attachment | None = None
+    pod: Pod | None = None
+    who = PodIdentity(pod_id, metadata.name, metadata.namespace, metadata.uid)
+    try:
+        with trace.step("network"):
+            await failpoint.hit("sandbox.network")
+            attachment = await daemon.network.attach(
+                vm.id,
+                vm.netns,
+                who,
+                port_mappings=plan.ports,
+                dns=_dns(plan.config.dns_config),
+                annotations=dict(plan.config.annotations),
+            )
+        pod = Pod(_record(pod_id, plan, attachment), vm)
+        with trace.step("bind"):
+            await failpoint.hit("sandbox.bind")
+            await bind(daemon, pod, plan, attachment, trace)
+        await failpoint.hit("sandbox.bound")
+    except BaseException as error:
+        await _roll_back(daemon, vm, who, attachment)
+        if pod is None or last or not isinstance(error, DeadlineExceeded | Unavailable):
+            raise
+        log.warning("pod %s gets another VM, as %s failed: %s", pod_id[:12], vm.id, error)
+        return None
+    return pod
 
 
 async def bind(daemon: Daemon, pod: Pod, plan: Plan, attachment: Attachment, trace: Trace) -> None:

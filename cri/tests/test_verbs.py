@@ -15,8 +15,8 @@ from cri.api import v1_pb2 as v1
 from cri.server import IMAGE, RUNTIME, STREAMS
 from cri.tests.client import Client, refused
 from cri.tests.fakes import IMAGE as SHELL
-from cri.tests.fakes import FakeShim
-from hostlib.errors import FailedPrecondition, NotFound
+from cri.tests.fakes import FakeShim, FakeZygote
+from hostlib.errors import DeadlineExceeded, FailedPrecondition, NotFound, ThawError, Unavailable
 
 Code = grpc.StatusCode
 
@@ -109,6 +109,45 @@ async def test_a_retried_call_gets_the_pod_of_the_first(
     assert [each.id for each in client.world.daemon.index.pods] == [pod]
 
 
+def fail_to_bind(zygote: FakeZygote, problem: ThawError, vms: int) -> None:
+    """The next VMs, so many, cannot be made a pod's."""
+    original, left = zygote.spawn, [problem] * vms
+
+    async def spawn(*args: Any) -> Any:
+        shim = await original(*args)
+        assert isinstance(shim, FakeShim)
+        if left:
+            shim.fail["bind"] = left.pop()
+        return shim
+
+    setattr(zygote, "spawn", spawn)  # noqa: B010 (a method is replaced)
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (DeadlineExceeded("no answer"), Code.DEADLINE_EXCEEDED),
+        (Unavailable("QEMU was killed"), Code.UNAVAILABLE),
+    ],
+)
+async def test_a_vm_that_fails_is_replaced_by_another_once(
+    client: Client, problem: ThawError, code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = client.world
+    fail_to_bind(world.zygote, problem, vms=1)
+    pod = await client.run("first")
+    assert [each.id for each in world.daemon.index.pods] == [pod]
+    assert list(world.network.attached) == [client.shim(pod).vm_id]
+    assert len(world.zygote.shims) == 2
+    assert f"pod {pod[:12]} gets another VM" in caplog.text
+    assert problem.message in caplog.text
+    fail_to_bind(world.zygote, problem, vms=2)
+    request = v1.RunPodSandboxRequest(config=client.sandbox("second"))
+    await refused(client.runtime.RunPodSandbox(request), code, problem.message)
+    assert [each.id for each in world.daemon.index.pods] == [pod]
+    assert list(world.network.attached) == [client.shim(pod).vm_id]
+
+
 @pytest.mark.parametrize("step", ["vm", "network", "bind"])
 async def test_a_pod_that_fails_leaves_nothing(client: Client, step: str) -> None:
     world = client.world
@@ -118,15 +157,7 @@ async def test_a_pod_that_fails_leaves_nothing(client: Client, step: str) -> Non
     elif step == "network":
         world.network.fail = problem
     else:
-        original = world.zygote.spawn
-
-        async def spawn(*args: Any) -> Any:
-            shim = await original(*args)
-            assert isinstance(shim, FakeShim)
-            shim.fail["bind"] = problem
-            return shim
-
-        setattr(world.zygote, "spawn", spawn)  # noqa: B010 (a method is replaced)
+        fail_to_bind(world.zygote, problem, vms=1)
     request = v1.RunPodSandboxRequest(config=client.sandbox())
     await refused(
         client.runtime.RunPodSandbox(request),

@@ -93,6 +93,18 @@ def test_qemu_dies_and_the_pod_is_not_ready_with_a_reason(durable: Daemon) -> No
     pod.remove()
 
 
+def test_a_vm_that_hangs_while_it_waits_costs_a_pod_time_and_no_more(own: Daemon) -> None:
+    until("a VM waits", lambda: own.client.pool().shapes[0].ready == 1)
+    (qemu,) = [vm["qemu_pid"] for vm in own.records().values() if vm["state"] == "pooled"]
+    begun = linux.start_time(qemu)
+    os.kill(qemu, signal.SIGSTOP)
+    pod = Pod.run(own)
+    assert pod.start(SHELL, SLEEP).sh("echo up") == "up"
+    assert f"pod {pod.id[:12]} gets another VM" in own.log_text()
+    until("the first one is gone", lambda: linux.start_time(qemu) != begun)
+    pod.remove()
+
+
 def test_a_shim_dies_with_its_vm_and_containers_are_reported_exited(durable: Daemon) -> None:
     pod = Pod.run(durable)
     container = pod.start(SHELL, SLEEP)

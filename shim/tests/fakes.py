@@ -98,6 +98,9 @@ class FakeVM:
     async def resume(self) -> None:
         self.running = True
 
+    async def symptoms(self) -> str:
+        return "it looks unwell"
+
     async def attach(self, slot: int, source: Path | int, *, read_only: bool = True) -> None:
         if self.attach_error is not None:
             raise self.attach_error

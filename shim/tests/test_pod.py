@@ -123,13 +123,10 @@ async def test_a_step_that_fails_ends_the_vm_and_the_pod(bench: Bench, step: str
 
 
 async def test_what_a_mute_vm_does_is_told_with_its_end(bench: Bench) -> None:
-    bench.vm.pid = os.getpid()
     bench.vm.agent.answers["restore"] = DeadlineExceeded("the agent did not answer")
-    with pytest.raises(
-        DeadlineExceeded, match=r"did not answer; QEMU's threads: .+ [A-Z] [0-9.]+ s"
-    ):
+    with pytest.raises(DeadlineExceeded, match=r"did not answer; it looks unwell"):
         await bench.bind()
-    assert "QEMU's threads" in bench.pod.reason
+    assert "it looks unwell" in bench.pod.reason
 
 
 @pytest.mark.parametrize("step", ["reseed", "clock", "network", "identity", "generation"])

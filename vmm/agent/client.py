@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import secrets
 import socket
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -188,6 +191,18 @@ class AgentClient:
         self._callback = callback
         while self._events:
             self._deliver(self._events.popleft())
+
+    def unread(self) -> int:
+        """Bytes that were sent and that the guest's side of the channel did not take yet: as the
+        kernel counts them, with what it needs for each packet."""
+        if self._transport is None:
+            return 0
+        sock = self._transport.get_extra_info("socket")
+        try:
+            told = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        return int(struct.unpack("i", told)[0]) + self._transport.get_write_buffer_size()
 
     async def close(self) -> None:
         """End the session on this side; the guest is told nothing. Idempotent."""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import dataclasses
 import os
+import re
 import secrets
 import signal
 import time
@@ -88,6 +89,22 @@ async def test_a_killed_qemu_is_reported_with_its_reason(vm: MicroVM) -> None:
     with pytest.raises(VmDied, match="SIGKILL"):
         await vm.attach(0, Path("/dev/null"))
     await vm.agent.closed
+
+
+async def test_what_is_seen_of_a_guest_that_does_not_answer(vm: MicroVM) -> None:
+    seen = await vm.symptoms()
+    assert re.match(r"QEMU's threads: \S+ [RS] [0-9.]+ s, ", seen), seen
+    assert re.search(r"; 0 bytes .* not taken; its monitor: running RIP=[0-9a-f]+ HLT=[01]$", seen)
+    await vm.pause()
+    assert "; its monitor: paused RIP=" in await vm.symptoms()
+    os.kill(vm.pid, signal.SIGSTOP)
+    pinging = asyncio.create_task(vm.agent.request("ping"))
+    await asyncio.sleep(0)
+    seen = await vm.symptoms()
+    os.kill(vm.pid, signal.SIGCONT)
+    assert re.search(r"; [1-9]\d* bytes .* not taken; its monitor does not answer$", seen), seen
+    await vm.resume()
+    await pinging
 
 
 async def test_qemu_cannot_write_the_ram_that_others_map(
