@@ -161,17 +161,30 @@ def kernel_command_line(accel: str, channel: str) -> str:
     return " ".join(words)
 
 
+def processors(accel: str, shape: MachineShape) -> str:
+    """The value of `-smp`.
+
+    Under TCG a machine could always have a second processor, though it never gets one: for a
+    machine that cannot, QEMU translates locked instructions as plain ones, and Linux's barriers
+    between its virtio drivers and the devices, which are another thread, are such instructions.
+    Without them one of the two can miss what the other wrote, for good: a request that the guest
+    does not look at, or an answer that QEMU does not. Linux does not count that processor either
+    (`MachineShape.most`).
+    """
+    most = shape.most(accel).vcpus
+    return f"{shape.vcpus},maxcpus={max(most, 2) if accel == 'tcg' else most}"
+
+
 def _hardware(
     accel: str, shape: MachineShape, channel: str, host: SerialAgent | VsockAgent | None = None
 ) -> list[str]:
     """All of the machine that the guest sees, and that must be the same at restore."""
-    most = shape.most(accel)
     argv = [
         *("-machine", "q35,memory-backend=ram0,vmport=off,usb=off,graphics=off,sata=off,smbus=off"),
         *("-accel", accelerator(accel, shape.vcpus)),
         *("-cpu", cpu_model(accel)),
-        *("-smp", f"{shape.vcpus},maxcpus={most.vcpus}"),
-        *("-m", f"{shape.memory_mib}M,maxmem={most.memory_mib}M"),
+        *("-smp", processors(accel, shape)),
+        *("-m", f"{shape.memory_mib}M,maxmem={shape.most(accel).memory_mib}M"),
         *("-device", "vmgenid,guid=auto,id=generation"),
         *_agent(channel, host),
         *(

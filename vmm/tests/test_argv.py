@@ -124,3 +124,13 @@ def test_shapes() -> None:
         MachineShape(0, 256)
     with pytest.raises(InvalidArgument):
         MachineShape(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("accel", "vcpus", "wanted"),
+    [("tcg", 1, "1,maxcpus=2"), ("tcg", 4, "4,maxcpus=4"), ("kvm", 1, "1,maxcpus=8")],
+)
+def test_an_emulated_machine_is_never_one_that_has_a_single_processor_for_good(
+    accel: str, vcpus: int, wanted: str
+) -> None:
+    assert argv.processors(accel, MachineShape(vcpus, 256)) == wanted

@@ -108,4 +108,6 @@ async def test_what_lies_idle_is_looked_after_seldom(busybox: Guest) -> None:
     }
     found = await one.sh(f"cd /proc/sys && cat {' '.join(settings)}")
     assert dict(zip(settings, found.split(), strict=True)) == settings
+    # The second processor that QEMU could give is not even a possible one.
+    assert await one.sh("cat /sys/devices/system/cpu/possible") == "0"
     await one.delete()
