@@ -24,6 +24,7 @@ from hostlib.errors import (
     InvalidArgument,
     NotFound,
     ThawError,
+    Unavailable,
 )
 from hostlib.tasks import Tasks
 from shim import records
@@ -179,12 +180,12 @@ class Pod:
         """Make the VM this pod's; the steps done, and their times in nanoseconds. `users` are the
         mappings of its user namespace.
 
-        Raises `FailedPrecondition` when the VM is another pod's or dead. On any other error the VM
-        is killed, and the pod recorded as stopped with the reason.
+        Raises `Unavailable` when the VM is dead, `FailedPrecondition` when it is another pod's. On
+        any other error the VM is killed, and the pod recorded as stopped with the reason.
         """
         async with self._bind_lock:
             if self.stopped or self._ending:
-                raise FailedPrecondition(f"the VM has ended: {self.reason}")
+                raise Unavailable(f"the VM has ended: {self.reason}")
             if self.record is not None:
                 raise FailedPrecondition(f"the VM is bound to pod {self.record.id[:12]}")
             try:
