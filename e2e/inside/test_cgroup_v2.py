@@ -18,11 +18,13 @@ import pytest
 from cli import host_checks
 from cri import cgroups
 from cri.api import v1_pb2 as v1
+from e2e.harness import leaks
 from e2e.harness.daemon import Daemon
 from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import SHELL, SLEEP
 from e2e.harness.resources import Resources, limited, update_pod
 from e2e.harness.waiting import until
+from hostlib import cgroup
 
 MIB: Final = 2**20
 ROOT: Final = Path("/sys/fs/cgroup")
@@ -32,8 +34,12 @@ LONG: Final = 300.0
 
 SLICE: Final = "kubepods-burstable-pod0c1d.slice"
 SLICE_PATH: Final = f"/kubepods.slice/kubepods-burstable.slice/{SLICE}"
+GROUP: Final = "/byhand/pod7"
+"""A pod's group as a kubelet with the driver cgroupfs names it."""
 WORKER_MIB: Final = cgroups.worker_mib(1, emulated=True)
 ASKED_MIB: Final = 96
+OVERHEAD_MIB: Final = 320
+"""Of manifests/runtimeclass.yaml."""
 ASKED_CPUS: Final = 0.9
 """Nearly all that the VM has: a limit that hardly makes a slow VM slower."""
 
@@ -212,3 +218,66 @@ def test_limits_of_a_pod_are_changed(node: Service, first: tuple[Pod, Container]
     update_pod(pod, resources=resources(ASKED_MIB, ASKED_CPUS))
     in_force(node, pod, SLICE_PATH, ASKED_MIB, ASKED_CPUS)
     assert container.sh("echo up") == "up"
+
+
+def kills(path: str) -> int:
+    """How often the kernel ended something in a group, or below it, for want of memory."""
+    events = dict(line.split() for line in read(path, "memory.events").splitlines())
+    return int(events["oom_kill"])
+
+
+def test_nobody_is_killed_for_the_pages_of_files(
+    node: Service, first: tuple[Pod, Container]
+) -> None:
+    """A container writes more than the pod's slice may hold, through the guest's cache and the
+    host's."""
+    _, container = first
+    # What a kubelet gives the slice: the pod's limit, and the overhead of its RuntimeClass.
+    most = ASKED_MIB + OVERHEAD_MIB
+    systemctl("set-property", "--runtime", SLICE, f"MemoryMax={most}M")
+    script = f"dd if=/dev/zero of=/file bs=1M count={most + 64} && rm /file"
+    container.sh(script, int(LONG))
+    assert kills(SLICE_PATH) == 0
+    assert read(SLICE_PATH, "memory.max") == str(most * MIB)
+    systemctl("set-property", "--runtime", SLICE, "MemoryMax=800M")
+    assert container.sh("echo up") == "up"
+
+
+def test_figures_are_of_the_pods_group(node: Service, first: tuple[Pod, Container]) -> None:
+    pod, container = first
+    answer = node.client.runtime(
+        "PodSandboxStats",
+        v1.PodSandboxStatsRequest(pod_sandbox_id=pod.id),
+        v1.PodSandboxStatsResponse,
+    )
+    linux = answer.stats.linux
+    usage = int(read(f"{SLICE_PATH}/thaw-{pod.vm}", "cpu.stat").split()[1]) * 1000
+    assert 0 < linux.cpu.usage_core_nano_seconds.value <= usage
+    assert linux.memory.working_set_bytes.value > 16 * MIB
+    assert [each.attributes.id for each in linux.containers] == [container.id]
+
+
+def test_a_group_that_systemd_has_no_part_in(node: Service) -> None:
+    cgroup.create(GROUP)
+    pod, container = run(node, "second", GROUP)
+    in_force(node, pod, GROUP, ASKED_MIB, ASKED_CPUS)
+    assert container.sh("echo up") == "up"
+    vm = pod.vm
+    pod.remove()
+    until("its group is gone", lambda: not (ROOT / GROUP.lstrip("/") / f"thaw-{vm}").exists(), LONG)
+    os.rmdir(ROOT / GROUP.lstrip("/"))
+
+
+def test_a_pod_that_is_removed_leaves_nothing(node: Service, first: tuple[Pod, Container]) -> None:
+    pod, _ = first
+    vm = pod.vm
+    pod.remove()
+    own = ROOT / SLICE_PATH.lstrip("/") / f"thaw-{vm}"
+    until("its group is gone", lambda: not own.exists(), LONG)
+    systemctl("stop", SLICE)
+    until("its slice is gone", lambda: not own.parent.exists(), LONG)
+    until(
+        "nothing is left",
+        lambda: not leaks.unclaimed(node.instance, node.root, node.state, node.pid),
+        LONG,
+    )
