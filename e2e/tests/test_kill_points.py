@@ -300,10 +300,12 @@ def test_a_part_that_dies_during_a_step(
         error = done.exception()
     assert durable.alive()
     assert f"failpoint {step}: hold" in durable.log_text(fired)
-    if part == "zygote" or step in ("sandbox.bind", "sandbox.stop", "sandbox.remove"):
-        # Nothing that was asked for depends on what died, or it only had to end, or there is
-        # another VM.
+    if part == "zygote" or step in ("sandbox.stop", "sandbox.remove"):
+        # Nothing that was asked for depends on what died, or it only had to end.
         assert error is None
+    elif step == "sandbox.bind":
+        # The pod gets another VM, unless that one's death was not noticed yet: all were killed.
+        assert error is None or isinstance(error, errors.Unavailable)
     elif step in ("container.create", "container.start", "exec_sync"):
         assert isinstance(error, errors.ThawError)
     is_right(durable)
