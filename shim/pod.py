@@ -211,7 +211,9 @@ class Pod:
         laps = Laps()
         with restore.naming("verify"):
             await failpoint.hit("restore.verify")
-            if self.vm.exited.done() or not linux.is_sealed(self._ram):
+            if self.vm.exited.done():
+                raise Unavailable("the VM has ended")
+            if not linux.is_sealed(self._ram):
                 raise FailedPrecondition("the VM does not stand on an unchanged snapshot")
         laps.lap("verify")
         # QEMU draws the generation id as it starts, and this VM was bound to no pod before.

@@ -305,7 +305,7 @@ def test_a_part_that_dies_during_a_step(
         assert error is None
     elif step == "sandbox.bind":
         # The pod gets another VM, unless that one's death was not noticed yet: all were killed.
-        assert error is None or isinstance(error, errors.Unavailable)
+        assert error is None or isinstance(error, errors.ThawError)
     elif step in ("container.create", "container.start", "exec_sync"):
         assert isinstance(error, errors.ThawError)
     is_right(durable)
