@@ -200,7 +200,8 @@ class AgentClient:
         sock = self._transport.get_extra_info("socket")
         try:
             told = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
+        except (OSError, ValueError):
+            # It is closed.
             return 0
         return int(struct.unpack("i", told)[0]) + self._transport.get_write_buffer_size()
 
