@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -195,6 +196,9 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
+    # The interpreter's cache of attributes holds names of all that was imported: a shim that puts
+    # its own in their place would write on each name's page.
+    sys._clear_type_cache()
     with contextlib.suppress(protocol.Closed, ConnectionError):
         serve(sock)
     return 0
