@@ -173,6 +173,8 @@ class _Table(Generic[E]):
 
     def prefixed(self, text: str) -> list[E]:
         """All whose id begins with `text`; all when it is empty."""
+        if not text:
+            return list(self._entries.values())
         if (entry := self._entries.get(text)) is not None:
             return [entry]
         # A whole id is the prefix of no other: clients ask for what is gone quite often.

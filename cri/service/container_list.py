@@ -35,6 +35,8 @@ def filtered(wanted: v1.ContainerFilter) -> Callable[[Container], bool]:
     # Read once: a field of a message costs more than all else here.
     pod_id, labels = wanted.pod_sandbox_id, dict(wanted.label_selector)
     state = wanted.state.state if wanted.HasField("state") else None
+    if not pod_id and not labels and state is None:
+        return lambda _: True
 
     def fits(container: Container) -> bool:
         record = container.record
