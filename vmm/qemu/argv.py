@@ -240,7 +240,9 @@ def argv(machine: Machine) -> list[str]:
             *("-append", kernel_command_line(machine.accel, channel)),
         ]
     if machine.incoming:
-        line += ["-incoming", "defer"]
+        # Else QEMU itself sends a frame to all, once the guest runs, to tell where the VM is now:
+        # no switch knows the VM, and each of the host's guests would wake to look at it.
+        line += ["-incoming", "defer", "-global", "migration.announce-rounds=0"]
     return line
 
 

@@ -28,6 +28,7 @@ from vmm.snapshot import Snapshot
 from vmm.tests.containers import Guest, busybox_layer
 
 SHAPE = MachineShape(1, 256)
+_ETH_P_ALL = 0x0003
 
 Restore = Callable[..., Awaitable[MicroVM]]
 
@@ -115,10 +116,12 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Peer:
-    """What a guest's network leads to: the TAP, and a TCP server at 10.88.0.1 port 7000."""
+    """What a guest's network leads to: the TAP, and a TCP server at 10.88.0.1 port 7000; `frames`
+    gets all that the worker sends."""
 
     tap: int
     server: socket.socket
+    frames: socket.socket
 
 
 @pytest.fixture
@@ -131,12 +134,16 @@ def peer() -> Iterator[Peer]:
             subprocess.run(["ip", *command.split()], check=True)
         server = socket.create_server(("10.88.0.1", 7000))
         server.setblocking(False)
-        return Peer(descriptor, server)
+        frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        frames.bind(("tap0", _ETH_P_ALL))
+        frames.setblocking(False)
+        return Peer(descriptor, server, frames)
 
     with ThreadPoolExecutor(1) as threads:
         made = threads.submit(work).result()
     yield made
     made.server.close()
+    made.frames.close()
     os.close(made.tap)
 
 

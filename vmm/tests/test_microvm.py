@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import os
 import re
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from vmm.qemu.argv import SCRATCH_SLOT
 from vmm.rehearse import process, spec
 from vmm.shape import MachineShape
 from vmm.snapshot import Inputs, Snapshot
+from vmm.tests.conftest import Peer
 
 Restore = Callable[[], Awaitable[MicroVM]]
 
@@ -63,6 +66,24 @@ async def test_a_restored_vm_is_paused_then_answers(restore: Restore) -> None:
     assert (await vm.agent.request("ping"))["realtime_ns"] > 0
     with pytest.raises(FailedPrecondition):
         await vm.connect()
+
+
+async def test_a_restored_vm_is_silent_on_the_network(
+    restore: Callable[[int], Awaitable[MicroVM]], peer: Peer
+) -> None:
+    """What it sent to all would wake every guest of the host."""
+    vm = await restore(peer.tap)
+    await vm.resume()
+    await vm.connect()
+    await vm.agent.request("ping")
+    sent = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame, (_name, _protocol, kind, *_) = peer.frames.recvfrom(2048)
+            # The host's own, on its side of the TAP, are no matter.
+            if kind != socket.PACKET_OUTGOING:
+                sent.append(frame.hex())
+    assert sent == []
 
 
 async def test_kill_is_idempotent_and_leaves_nothing(restore: Restore) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 POD = PodIdentity("f" * 64, "one")
 BRIDGE = "thawabc123"
-ETH_P_ARP = 0x0806
+ETH_P_ALL = 0x0003
 
 
 @pytest.fixture
@@ -136,23 +136,27 @@ async def test_who_asks_for_a_pod_wakes_no_other(
     with listener(three) as heard:
         assert await echo(one.guest, ips[1], 80) == b"hello"
         assert mac_of("abc123", two.id) in sh("ip", "neigh", "show", ips[1], netns=one.guest)
-        # What nobody has is asked of all, as ever, after what would have been asked before.
-        in_netns(one.guest, lambda: ask("10.99.200.200"))
-        asked = []
-        while "10.99.200.200" not in asked:
-            frame = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(heard, 2048), 60)
-            asked.append(socket.inet_ntoa(frame[38:42]))
-    assert ips[1] not in asked
+        # Nobody has this one: it is asked of all.
+        in_netns(one.guest, lambda: tell("10.99.200.200"))
+        in_netns(one.guest, lambda: tell("255.255.255.255"))
+        # After all that would have come before.
+        in_netns(one.guest, lambda: tell(ips[2]))
+        loop = asyncio.get_running_loop()
+        destinations: list[str] = []
+        while destinations[-1:] != [mac_of("abc123", three.id)]:
+            frame = await asyncio.wait_for(loop.sock_recv(heard, 2048), 60)
+            destinations.append(frame[:6].hex(":"))
+    assert "ff:ff:ff:ff:ff:ff" not in destinations
 
 
 @contextlib.contextmanager
 def listener(vm: Machine) -> Iterator[socket.socket]:
-    """A socket that gets the ARP frames that reach a guest."""
+    """A socket that gets the frames that reach a guest."""
     found: list[socket.socket] = []
 
     def body() -> None:
-        found.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP)))
-        found[0].bind(("eth0", ETH_P_ARP))
+        found.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
+        found[0].bind(("eth0", ETH_P_ALL))
 
     in_netns(vm.guest, body)
     found[0].setblocking(False)
@@ -160,9 +164,10 @@ def listener(vm: Machine) -> Iterator[socket.socket]:
         yield found[0]
 
 
-def ask(ip: str) -> None:
-    """Have the kernel look for an address."""
+def tell(ip: str) -> None:
+    """Send something to an address; the kernel looks for who has it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.sendto(b"x", (ip, 9))
 
 
