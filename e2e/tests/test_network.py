@@ -18,6 +18,7 @@ from e2e.harness.pods import Container, Pod
 from e2e.harness.refs import NGINX, SHELL, SLEEP, WEBAPP
 from e2e.harness.registry import free_port
 from e2e.harness.streams import listening
+from e2e.harness.waiting import until
 from hostlib import errors
 
 
@@ -120,6 +121,33 @@ def test_addresses_are_not_given_twice_and_come_back(make_daemon: Callable[..., 
     assert pods[2].start(SHELL, SLEEP).sh(f"nc {pods[1].ip} 7000") == "served"
     pods[0].remove()
     assert Pod.run(daemon, "in-its-place").ip == before[pods[0].id]
+
+
+def test_a_later_pod_with_an_address_is_found_by_who_knew_the_former(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    settings = {"network": {"subnet": subnet(29)}, "pool": {"size": 0}}
+    daemon = make_daemon(settings=settings).start()
+    daemon.client.pull_image(SHELL)
+    serve = ["/bin/sh", "-c", "echo served | nc -l -p 7000; sleep 1000"]
+    # What takes more than a minute by default: to forget a neighbour, and to look who is to be.
+    hasty = {
+        "net.ipv4.neigh.eth0.gc_stale_time": "1",
+        "net.ipv4.neigh.default.base_reachable_time_ms": "1000",
+    }
+    linux = v1_pb2.LinuxPodSandboxConfig(sysctls=hasty)
+    client = Pod.run(daemon, "client", linux=linux).start(SHELL, SLEEP)
+    former = Pod.run(daemon)
+    address = former.ip
+    listening(former.start(SHELL, serve), 7000)
+    assert client.sh(f"nc {address} 7000") == "served"
+    assert address in client.sh("cat /proc/net/arp")
+    former.remove()
+    until("the client forgets", lambda: address not in client.sh("cat /proc/net/arp"), 120, pause=1)
+    while (later := Pod.run(daemon)).ip != address:
+        pass
+    listening(later.start(SHELL, serve), 7000)
+    assert client.sh(f"nc {address} 7000") == "served"
 
 
 def test_addresses_of_both_families(make_daemon: Callable[..., Daemon], outside: Outside) -> None:

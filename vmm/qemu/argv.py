@@ -40,6 +40,9 @@ KERNEL_COMMAND_LINE: Final = (
     "nowatchdog sysctl.vm.stat_interval=30 sysctl.vm.compaction_proactiveness=0 "
     "sysctl.net.ipv4.neigh.default.interval_probe_time_ms=3600000 "
     "sysctl.net.ipv6.neigh.default.interval_probe_time_ms=3600000 "
+    # Who has not been spoken to for a minute is asked for anew. Linux would remember the first 128
+    # for ever, though their addresses may be other pods' now, which tell the host alone.
+    "sysctl.net.ipv4.neigh.default.gc_thresh1=0 sysctl.net.ipv6.neigh.default.gc_thresh1=0 "
     # What is to be written is looked at as often as it has to be written (dirty_expire_centisecs),
     # not six times before: each start of a container writes something.
     "sysctl.vm.dirty_writeback_centisecs=3000 "

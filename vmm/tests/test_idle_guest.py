@@ -97,6 +97,14 @@ async def test_a_real_time_task_that_never_sleeps_leaves_time_for_others(
     await one.delete()
 
 
+async def test_neighbours_are_not_remembered_for_ever(busybox: Guest) -> None:
+    """Another pod may have the address by then, and its gratuitous ARP reaches the host alone."""
+    one = await busybox.run()
+    files = [f"net/{family}/neigh/default/gc_thresh1" for family in ("ipv4", "ipv6")]
+    assert (await one.sh(f"cd /proc/sys && cat {' '.join(files)}")).split() == ["0", "0"]
+    await one.delete()
+
+
 async def test_what_lies_idle_is_looked_after_seldom(busybox: Guest) -> None:
     one = await busybox.run()
     settings = {
