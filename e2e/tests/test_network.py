@@ -143,7 +143,7 @@ def test_a_later_pod_with_an_address_is_found_by_who_knew_the_former(
     assert client.sh(f"nc {address} 7000") == "served"
     assert address in client.sh("cat /proc/net/arp")
     former.remove()
-    until("the client forgets", lambda: address not in client.sh("cat /proc/net/arp"), 120, pause=1)
+    until("the client forgets", lambda: address not in client.sh("cat /proc/net/arp"), 60, pause=1)
     while (later := Pod.run(daemon)).ip != address:
         pass
     listening(later.start(SHELL, serve), 7000)
