@@ -271,8 +271,8 @@ class BuiltinNetwork:
         # With bridge-nf-call-iptables the bridge itself forwards what was translated, so a pod that
         # calls its own host port must get frames back through the port they came from.
         # With proxyarp_wifi the bridge answers who asks for a pod's IPv4 address itself, from its
-        # neighbour entries. What a pod sends to all, or to an address that nobody has, reaches no
-        # other pod: each such frame would wake every VM of the node.
+        # neighbour entries. What a pod sends to all, or to a MAC address that nobody has, reaches
+        # no other pod: each such frame would wake every VM of the node.
         await host.brport(
             "set",
             index=made.index,

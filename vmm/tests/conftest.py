@@ -117,7 +117,7 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @dataclass(frozen=True)
 class Peer:
     """What a guest's network leads to: the TAP, and a TCP server at 10.88.0.1 port 7000; `frames`
-    gets all that the worker sends."""
+    gets all that passes the TAP, the host's own frames too."""
 
     tap: int
     server: socket.socket

@@ -136,7 +136,7 @@ async def test_who_asks_for_a_pod_wakes_no_other(
     with listener(three) as heard:
         assert await echo(one.guest, ips[1], 80) == b"hello"
         assert mac_of("abc123", two.id) in sh("ip", "neigh", "show", ips[1], netns=one.guest)
-        # Nobody has this one: it is asked of all.
+        # Nobody has this one: the bridge has no answer.
         in_netns(one.guest, lambda: tell("10.99.200.200"))
         in_netns(one.guest, lambda: tell("255.255.255.255"))
         # After all that would have come before.
